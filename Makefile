@@ -1,0 +1,56 @@
+# Everything here sets itself up: Python 3.11+, make and a package index are enough.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.stamp
+CORES  := $(shell nproc 2>/dev/null || echo 2)
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help setup demo serve test test-full check format bench lock clean
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: $(STAMP)  ## a virtual environment with everything locked
+
+demo: setup      ## the whole way on this machine: build, deploy, sleep, wake, roll out, roll back
+	@$(BIN)/slipway demo
+
+serve: setup     ## API, gateway and worker on this machine, until you stop it
+	@$(BIN)/slipway serve
+
+test: setup      ## all tests but the volume ones
+	@$(BIN)/python -m pytest -n $(CORES) --dist worksteal -m "not volume" $(PYTEST_ARGS)
+
+test-full: setup ## all tests, volume included
+	@$(BIN)/python -m pytest -n $(CORES) --dist worksteal $(PYTEST_ARGS)
+
+check: setup     ## lint, format, types, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@PYTHONPATH=. $(BIN)/lint-imports --no-cache
+
+format: setup    ## rewrite the code in our style
+	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format .
+
+bench: setup     ## benchmarks, as ratios against a baseline of the same run
+	@$(BIN)/python -m benchmarks
+
+LOCK := uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-emit-find-links --python-version 3.11 --custom-compile-command "make lock"
+lock:            ## lock the dependencies anew (needs uv)
+	$(LOCK) pyproject.toml -o requirements/runtime.txt
+	$(LOCK) pyproject.toml --extra local -o requirements/local.txt
+	$(LOCK) pyproject.toml --extra local --extra dev -o requirements/dev.txt
+	$(LOCK) builder/requirements.in -o requirements/builder.txt
+
+clean:           ## remove what the other targets made here
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .coverage*

@@ -1,0 +1,180 @@
+"""Settings, read once from the environment and passed on; nothing reads the environment later.
+
+Every variable is ``SLIPWAY_<FIELD>``; a field of a nested model is ``SLIPWAY_<MODEL>__<FIELD>``. The three that other
+tools share keep their own names: ``DATABASE_URL``, ``GOPROXY`` and ``PORT``. Unset means the embedded default.
+"""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Words = Annotated[tuple[str, ...], NoDecode]
+
+MIB = 1024 * 1024
+
+
+def default_home() -> Path:
+    """``~/.local/share/slipway``; as root ``/var/lib/slipway``, which a dropped account can enter."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/slipway")
+    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local/share")) / "slipway"
+
+
+class LocalSettings(BaseModel):
+    """The platform that is this machine. ``max_builders`` 0 means one per core."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = True
+    max_builders: int = Field(0, ge=0, le=256)
+    bwrap: Path | None = None
+    go_root: Path | None = None
+
+
+class Settings(BaseSettings):
+    """All settings of all processes; see the field docstrings in ``docs/settings.md`` for the operator's view."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SLIPWAY_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+        env_ignore_empty=True,
+    )
+
+    # --- where things are
+    home: Path = Field(default_factory=default_home)
+    database_url: SecretStr | None = Field(None, validation_alias=AliasChoices("DATABASE_URL", "SLIPWAY_DATABASE_URL"))
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535, validation_alias=AliasChoices("SLIPWAY_PORT", "PORT"))
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(8081, ge=0, le=65535)
+    gateway_domain: str = "localhost"
+    public_url: str | None = None
+    """How builders on other machines reach the API (https; plain http on loopback only)."""
+
+    # --- who may come in
+    api_key: SecretStr | None = None
+    secret_keys: SecretStr | None = None
+    """``id:base64 of 32 bytes``, comma separated; the first encrypts, all decrypt."""
+
+    # --- images
+    registry: str | None = None
+    """An outside registry's URL; unset means the embedded one under ``/v2/``."""
+    registry_username: str | None = None
+    registry_password: SecretStr | None = None
+    registry_public: str | None = None
+    """The registry's address as other machines see it; defaults to ``registry`` or ``public_url``."""
+    registry_repository: str = "slipway"
+    """Prefix of our repositories in the registry."""
+    builder_image: str | None = None
+    builder_fallback: Words = ("local",)
+
+    # --- bounds
+    max_source_bytes: int = Field(50 * MIB, ge=1)
+    max_source_files: int = Field(20_000, ge=1)
+    max_unpacked_bytes: int = Field(500 * MIB, ge=1)
+    max_image_bytes: int = Field(500 * MIB, ge=1)
+    max_log_bytes: int = Field(10 * MIB, ge=1)
+    max_log_line_bytes: int = Field(16 * 1024, ge=64)
+    max_completion_bytes: int = Field(256 * 1024, ge=1024)
+    max_inline_bytes: int = Field(1 * MIB, ge=1)
+    max_inline_files: int = Field(500, ge=1)
+    max_queued_seconds: int = Field(3600, ge=1)
+    """A build that found no builder for so long ends ``failed(expired)``."""
+    max_run_attempts: int = Field(3, ge=1, le=10)
+    """How many builders may be lost or refused before a build ends."""
+    project_concurrency: int = Field(50, ge=1)
+
+    # --- retention, in days
+    keep_logs_days: float = Field(14, gt=0)
+    keep_events_days: float = Field(90, gt=0)
+    keep_builds_days: float = Field(365, gt=0)
+    keep_unreferenced_days: float = Field(7, gt=0)
+    keep_releases: int = Field(2, ge=1)
+    """Superseded releases a service keeps deployed for a quick rollback."""
+
+    # --- sources and modules
+    goproxy: str = Field("https://proxy.golang.org", validation_alias=AliasChoices("SLIPWAY_GOPROXY", "GOPROXY"))
+    gosumdb: str | None = Field(None, validation_alias=AliasChoices("SLIPWAY_GOSUMDB", "GOSUMDB"))
+    allow_hosts: Words = ()
+    """Host names or networks in private ranges that git sources may be fetched from all the same."""
+
+    # --- work
+    worker_concurrency: int = Field(20, ge=1, le=200)
+    database_pool: int = Field(24, ge=2, le=200)
+    reconcile_seconds: float = Field(3.0, gt=0)
+    sweep_seconds: float = Field(30.0, gt=0)
+    sweep_grace_seconds: float = Field(120.0, ge=0)
+    heartbeat_timeout_seconds: float = Field(60.0, gt=0)
+    """A running builder that is silent for longer is looked at; gone on its platform means lost."""
+    promote_timeout_seconds: float = Field(60.0, gt=0)
+    sandbox: Literal["bubblewrap", "none"] = "bubblewrap"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = "auto"
+    fault_point: str | None = None
+    """Name of the one point at which this process kills itself; for crash tests."""
+
+    # --- platforms; None means not offered
+    local: LocalSettings | None = LocalSettings()
+
+    @field_validator("builder_fallback", "allow_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("public_url", "registry", "registry_public", mode="after")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be an http(s) URL without query and fragment")
+        return value.rstrip("/")
+
+    @field_validator("goproxy", mode="after")
+    @classmethod
+    def _goproxy(cls, value: str) -> str:
+        # `direct` would let a build talk to any version control server on the network.
+        kept = [p for p in value.replace("|", ",").split(",") if p.strip() and p.strip() != "direct"]
+        return ",".join(kept) or "off"
+
+    @model_validator(mode="after")
+    def _public_is_safe(self) -> "Settings":
+        if self.public_url and self.public_url.startswith("http://") and not is_loopback(self.public_url):
+            raise ValueError("SLIPWAY_PUBLIC_URL must be https: run tokens travel over it (http is for loopback only)")
+        return self
+
+    @property
+    def api_url(self) -> str:
+        """The API as processes on this machine reach it."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compared, not bound
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def embedded_database(self) -> bool:
+        """True when this installation brings its own PostgreSQL."""
+        return self.database_url is None
+
+
+def is_loopback(url: str) -> bool:
+    """Tell whether the URL's host is this machine's loopback, by name or address."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
