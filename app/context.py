@@ -1,0 +1,34 @@
+"""What a verb is given: everything that lives as long as the process. ``context`` in a signature means: I own my transactions."""
+
+from dataclasses import dataclass, field
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import faults
+from app.db import Sessions
+from app.images.access import Images
+from app.platforms.base import Platform
+from app.platforms.catalog import Catalog
+from app.secrets import Keyring
+from app.settings import Settings
+
+__all__ = ["Context", "faults"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Built once by ``app.main`` and passed on; tests build their own."""
+
+    settings: Settings
+    engine: AsyncEngine = field(repr=False)
+    sessions: Sessions = field(repr=False)
+    catalog: Catalog
+    keyring: Keyring
+    images: Images
+    installation: str
+    process: str
+    """Random name of this process; leases are held under it."""
+
+    def platform(self, name: str) -> Platform | None:
+        """Return the platform if this process may call it."""
+        return self.catalog.here(name)

@@ -1,0 +1,126 @@
+"""Engine, sessions and migrations.
+
+A session is one transaction: ``async with sessions.begin() as session``. Nobody awaits the network inside one.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import func, select, text, update
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from app.models import Installation
+from app.secrets import Keyring, KeysError
+
+Sessions = async_sessionmaker[AsyncSession]
+
+CONNECT_SECONDS = 10
+STATEMENT_SECONDS = 60
+
+
+def database_url(url: str) -> URL:
+    """Return the URL for our driver; takes ``postgres://``, ``postgresql://`` and libpq's ``sslmode``."""
+    parsed = make_url(url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url)
+    if parsed.get_backend_name() != "postgresql":
+        raise ValueError("DATABASE_URL must be a postgresql:// URL")
+    query = dict(parsed.query)
+    if sslmode := query.pop("sslmode", None):
+        query.setdefault("ssl", sslmode)
+    return parsed.set(drivername="postgresql+asyncpg", query=query)
+
+
+def plain_dsn(url: str) -> str:
+    """Return the URL as asyncpg itself takes it."""
+    parsed = make_url(url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url)
+    return parsed.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def create_engine(url: str, *, pool_size: int = 10) -> AsyncEngine:
+    """Make the engine; a statement that takes over a minute is cut off, so that nothing waits for ever."""
+    return create_async_engine(
+        database_url(url),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_pre_ping=False,
+        pool_recycle=1800,
+        connect_args={
+            "timeout": CONNECT_SECONDS,
+            "command_timeout": STATEMENT_SECONDS,
+            "server_settings": {"application_name": "slipway", "jit": "off", "timezone": "UTC"},
+        },
+    )
+
+
+def create_sessions(engine: AsyncEngine) -> Sessions:
+    """Make the session factory; rows stay readable after the commit and nothing loads lazily."""
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+@asynccontextmanager
+async def snapshot(sessions: Sessions) -> AsyncIterator[AsyncSession]:
+    """Open a session for reading only."""
+    async with sessions() as session:
+        yield session
+
+
+async def now(session: AsyncSession) -> datetime:
+    """Return the database's time: the one clock that all processes share."""
+    return (await session.execute(select(func.clock_timestamp()))).scalar_one()
+
+
+# --------------------------------------------------------------------------------------------------- migrations
+
+
+def migrations_path() -> Path:
+    """Return the folder of the revisions: inside the installed package, or beside it in a source tree."""
+    packaged = Path(__file__).parent / "_migrations"
+    return packaged if packaged.exists() else Path(__file__).parent.parent / "migrations"
+
+
+def alembic_config(url: str) -> Config:
+    """Return Alembic's configuration for one database."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations_path()).replace("%", "%%"))
+    config.attributes["url"] = url
+    return config
+
+
+async def migrate(url: str, revision: str = "head") -> None:
+    """Bring the schema to ``revision``; safe to call from many processes at once (an advisory lock orders them)."""
+    await asyncio.to_thread(command.upgrade, alembic_config(url), revision)
+
+
+async def schema_is_current(session: AsyncSession) -> bool:
+    """Tell whether the database has our newest revision."""
+    head = ScriptDirectory(str(migrations_path())).get_current_head()
+    exists = (await session.execute(text("select to_regclass('alembic_version')"))).scalar_one()
+    if exists is None:
+        return False
+    return (await session.execute(text("select version_num from alembic_version"))).scalar_one_or_none() == head
+
+
+async def installation(session: AsyncSession, keyring: Keyring) -> str:
+    """Return the installation's id; KeysError when this process holds other secret keys than the rest."""
+    row = (await session.execute(select(Installation))).scalar_one()
+    ours = keyring.check_values()
+    for key_id, fingerprint in row.key_check.items():
+        if ours.get(key_id, fingerprint) != fingerprint:
+            raise KeysError(
+                f"secret key {key_id!r} differs from the one this database was made with: "
+                "give every process the same SLIPWAY_SECRET_KEYS"
+            )
+    if row.key_check and not set(row.key_check) & set(ours):
+        raise KeysError(
+            f"none of the secret keys is known to this database (it has seen {', '.join(sorted(row.key_check))}): "
+            "give every process the same SLIPWAY_SECRET_KEYS and keep the old keys behind a new one"
+        )
+    if missing := {k: v for k, v in ours.items() if k not in row.key_check}:
+        await session.execute(update(Installation).values(key_check=row.key_check | missing))
+    return row.id

@@ -1,0 +1,434 @@
+"""The tables. The row is the truth; everything else in Slipway starts from it and is safe to repeat.
+
+Ids are prefixed text (``app.ids``), times are UTC with zone, statuses are VARCHAR that only ``app.store`` changes.
+Every table that belongs to somebody has ``project_id``. Relations are read by explicit queries: nothing loads lazily.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import UserDefinedType
+
+from app.lifecycle import OPEN_BUILD, OPEN_RUN, BuildStatus, ReleaseStatus, RunStatus, ServiceStatus
+
+Json = dict[str, Any]
+
+
+class Xid8(UserDefinedType[int]):
+    """PostgreSQL's 64-bit transaction id: events carry it, since ids don't commit in order."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, so that migrations can refer to them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        datetime: TIMESTAMP(timezone=True),
+        str: Text(),
+        int: BigInteger(),
+        Json: JSONB(),
+        list[Any]: JSONB(),
+        bytes: LargeBinary(),
+    }
+
+
+def _id() -> Mapped[str]:
+    return mapped_column(String(32, collation="C"), primary_key=True)
+
+
+def _ref(target: str, *, nullable: bool = False, ondelete: str | None = None) -> Any:
+    return mapped_column(String(32, collation="C"), ForeignKey(target, ondelete=ondelete), nullable=nullable)
+
+
+def _now() -> Any:
+    return mapped_column(server_default=func.now())
+
+
+def _status(enum: type[Any]) -> Any:
+    del enum  # named at the call so that a reader sees which words the column holds
+    return mapped_column(String(16))
+
+
+def _in(statuses: tuple[Any, ...]) -> Any:
+    return text("status in ({})".format(", ".join(f"'{s}'" for s in statuses)))
+
+
+class Installation(Base):
+    """One row: who we are on every platform. ``key_check`` proves that all processes hold the same secret keys."""
+
+    __tablename__ = "installation"
+    id: Mapped[str] = mapped_column(String(6), primary_key=True)
+    key_check: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    created_at: Mapped[datetime] = _now()
+
+
+class Project(Base):
+    """A tenant; owns everything below."""
+
+    __tablename__ = "project"
+    id: Mapped[str] = _id()
+    name: Mapped[str] = mapped_column(String(32), unique=True)
+    max_concurrent_builds: Mapped[int | None]
+    """None: ``SLIPWAY_PROJECT_CONCURRENCY``."""
+    created_at: Mapped[datetime] = _now()
+
+
+class ApiKey(Base):
+    """A bearer key of a project; only the SHA-256 of it is kept (the key itself has 256 random bits)."""
+
+    __tablename__ = "api_key"
+    id: Mapped[str] = _id()
+    project_id: Mapped[str] = _ref("project.id")
+    name: Mapped[str]
+    hash: Mapped[bytes] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = _now()
+    revoked_at: Mapped[datetime | None]
+
+
+class Source(Base):
+    """Content-addressed input of a project, kept as a gzipped tar in ``source_chunk``."""
+
+    __tablename__ = "source"
+    project_id: Mapped[str] = mapped_column(String(32, collation="C"), ForeignKey("project.id"), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(71), primary_key=True)
+    size_bytes: Mapped[int]
+    """Of the stored archive."""
+    files: Mapped[int]
+    created_at: Mapped[datetime] = _now()
+    last_used_at: Mapped[datetime] = _now()
+
+
+class SourceChunk(Base):
+    """A piece of a source's archive. In Postgres, because processes share Postgres and nothing else."""
+
+    __tablename__ = "source_chunk"
+    project_id: Mapped[str] = mapped_column(String(32, collation="C"), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(71), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    data: Mapped[bytes]
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["project_id", "digest"], ["source.project_id", "source.digest"], ondelete="CASCADE", deferrable=True
+        ),
+    )
+
+
+class Build(Base):
+    """One request: a source and where it shall run. Never changes its wish, only its progress."""
+
+    __tablename__ = "build"
+    id: Mapped[str] = _id()
+    project_id: Mapped[str] = _ref("project.id")
+    status: Mapped[BuildStatus] = _status(BuildStatus)
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    """Number of the current run; 0 before the first."""
+    builder_platform: Mapped[str] = mapped_column(String(32))
+    service_platform: Mapped[str | None] = mapped_column(String(32))
+    source: Mapped[Json]
+    """``{"kind": "archive", "digest"}`` or ``{"kind": "git", "url", "ref", "subdir", "commit", "digest"}``."""
+    source_digest: Mapped[str | None] = mapped_column(String(71))
+    spec: Mapped[Json]
+    """``build`` and ``builder`` of the request, defaults filled in."""
+    service_id: Mapped[str | None] = _ref("service.id", nullable=True)
+    config: Mapped[Json | None]
+    """The ``service`` block of the request without its secrets."""
+    secret_versions: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    """Name of each secret → id in ``secret_version``."""
+    sequence: Mapped[int | None]
+    """Order among everything submitted for the service."""
+    labels: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    warnings: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
+    retry_of: Mapped[str | None] = _ref("build.id", nullable=True, ondelete="SET NULL")
+    reason: Mapped[str | None] = mapped_column(String(32))
+    message: Mapped[str | None]
+    diagnostics: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
+    tried: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
+    """What was tried to get a builder and why it was given up."""
+    artifact_id: Mapped[str | None] = _ref("artifact.id", nullable=True)
+    release_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    created_at: Mapped[datetime] = _now()
+    updated_at: Mapped[datetime] = _now()
+    dispatched_at: Mapped[datetime | None]
+    building_at: Mapped[datetime | None]
+    promoting_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    deadline_at: Mapped[datetime | None]
+    """While queued: when it expires."""
+    next_check_at: Mapped[datetime | None]
+    """When reconcile looks again; NULL while a limit holds the build."""
+    __table_args__ = (
+        Index("ix_build_project_id_id", "project_id", "id"),
+        Index("ix_build_open", "builder_platform", "status", "created_at", postgresql_where=_in(OPEN_BUILD)),
+        Index("ix_build_next_check_at", "next_check_at", postgresql_where=_in(OPEN_BUILD)),
+        Index("ix_build_service_id", "service_id", "sequence"),
+        Index("ix_build_artifact_id", "artifact_id"),
+        Index("ix_build_source_digest", "project_id", "source_digest"),
+        Index("ix_build_finished_at", "finished_at"),
+        Index("ix_build_retry_of", "retry_of"),
+    )
+
+
+class Run(Base):
+    """One attempt of one builder. Committed before the launch: the ledger of what may exist on a platform."""
+
+    __tablename__ = "run"
+    id: Mapped[str] = _id()
+    project_id: Mapped[str] = _ref("project.id")
+    build_id: Mapped[str] = _ref("build.id", ondelete="CASCADE")
+    attempt: Mapped[int]
+    status: Mapped[RunStatus] = _status(RunStatus)
+    platform: Mapped[str] = mapped_column(String(32))
+    region: Mapped[str | None] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    handle: Mapped[str | None]
+    key_id: Mapped[str] = mapped_column(String(64))
+    """Which secret key the run's token comes from."""
+    instance: Mapped[str | None]
+    """The machine that claimed the run; the first one wins."""
+    stage: Mapped[str | None] = mapped_column(String(16))
+    launch_tries: Mapped[int] = mapped_column(server_default="0")
+    exit_code: Mapped[int | None]
+    out_of_memory: Mapped[bool] = mapped_column(server_default=text("false"))
+    reason: Mapped[str | None] = mapped_column(String(32))
+    message: Mapped[str | None]
+    effective: Mapped[Json | None]
+    timings: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    isolation: Mapped[str | None] = mapped_column(String(16))
+    log_bytes: Mapped[int] = mapped_column(server_default="0")
+    log_next: Mapped[int] = mapped_column(server_default="0")
+    """Number of the next log line that is new."""
+    completion_id: Mapped[str | None]
+    completion_answer: Mapped[Json | None]
+    created_at: Mapped[datetime] = _now()
+    launched_at: Mapped[datetime | None]
+    claimed_at: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]
+    deadline_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    cleaned_at: Mapped[datetime | None]
+    """When the platform's machine was seen to be gone."""
+    next_check_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index("ix_run_build_id", "build_id", "attempt", unique=True),
+        Index("ix_run_open", "deadline_at", postgresql_where=_in(OPEN_RUN)),
+        Index("ix_run_not_cleaned", "next_check_at", postgresql_where=text("cleaned_at is null")),
+    )
+
+
+class RunLog(Base):
+    """A batch of log lines of a run: ``lines`` is ``[{"t", "s", "m"}, …]`` and ``number`` the number of the first."""
+
+    __tablename__ = "run_log"
+    run_id: Mapped[str] = mapped_column(
+        String(32, collation="C"), ForeignKey("run.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True)
+    lines: Mapped[list[Any]]
+    created_at: Mapped[datetime] = _now()
+    __table_args__ = (Index("ix_run_log_created_at", "created_at"),)
+
+
+class Artifact(Base):
+    """An OCI image by digest, without a host: that is chosen for each reader."""
+
+    __tablename__ = "artifact"
+    id: Mapped[str] = _id()
+    project_id: Mapped[str] = _ref("project.id")
+    status: Mapped[str] = mapped_column(String(16), server_default="available")
+    """``available``, then ``deleting`` when nothing refers to it any more."""
+    repository: Mapped[str]
+    digest: Mapped[str] = mapped_column(String(71))
+    size_bytes: Mapped[int]
+    source_digest: Mapped[str] = mapped_column(String(71))
+    source_commit: Mapped[str | None] = mapped_column(String(64))
+    goarch: Mapped[str] = mapped_column(String(16))
+    toolchain: Mapped[Json]
+    isolation: Mapped[str | None] = mapped_column(String(16))
+    sbom: Mapped[Json | None]
+    """CycloneDX 1.5."""
+    run_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    created_at: Mapped[datetime] = _now()
+    last_used_at: Mapped[datetime] = _now()
+    __table_args__ = (
+        CheckConstraint("status in ('available', 'deleting')", name="status"),
+        Index("ix_artifact_project_id_id", "project_id", "id"),
+        Index("ix_artifact_last_used_at", "last_used_at"),
+        Index("ix_artifact_run_id", "run_id"),
+    )
+
+
+class Service(Base):
+    """A named, persistent endpoint that runs one live release and sleeps when idle."""
+
+    __tablename__ = "service"
+    id: Mapped[str] = _id()
+    project_id: Mapped[str] = _ref("project.id")
+    name: Mapped[str] = mapped_column(String(40))
+    host: Mapped[str] = mapped_column(String(80))
+    """First label under the gateway's domain."""
+    platform: Mapped[str] = mapped_column(String(32))
+    status: Mapped[ServiceStatus] = _status(ServiceStatus)
+    sequence: Mapped[int] = mapped_column(server_default="0")
+    """Last number given out by submit."""
+    live_release_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    url: Mapped[str | None]
+    address: Mapped[str | None]
+    """Where the running instance takes requests; NULL unless running behind our gateway."""
+    instance_id: Mapped[str | None]
+    starts: Mapped[int] = mapped_column(server_default="0")
+    """How often it was woken; for people and tests."""
+    wake_ms: Mapped[float | None]
+    reason: Mapped[str | None] = mapped_column(String(32))
+    message: Mapped[str | None]
+    last_request_at: Mapped[datetime | None]
+    status_at: Mapped[datetime] = _now()
+    created_at: Mapped[datetime] = _now()
+    updated_at: Mapped[datetime] = _now()
+    deleted_at: Mapped[datetime | None]
+    """When its deletion was asked for; the name is free from then on."""
+    next_check_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index("uq_service_name", "project_id", "name", unique=True, postgresql_where=text("deleted_at is null")),
+        Index("uq_service_host", "host", unique=True, postgresql_where=text("deleted_at is null")),
+        Index("ix_service_next_check_at", "next_check_at", postgresql_where=text("next_check_at is not null")),
+        Index("ix_service_running", "status_at", postgresql_where=text("status = 'running'")),
+    )
+
+
+class Release(Base):
+    """Immutable: an artifact, a config and a platform. Rollback, config change and migration make new ones."""
+
+    __tablename__ = "release"
+    id: Mapped[str] = _id()
+    project_id: Mapped[str] = _ref("project.id")
+    service_id: Mapped[str] = _ref("service.id", ondelete="CASCADE")
+    number: Mapped[int]
+    """1, 2, 3 … within the service."""
+    status: Mapped[ReleaseStatus] = _status(ReleaseStatus)
+    kind: Mapped[str] = mapped_column(String(16))
+    """``build``, ``config``, ``promote`` or ``rollback``."""
+    platform: Mapped[str] = mapped_column(String(32))
+    artifact_id: Mapped[str] = _ref("artifact.id")
+    build_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    sequence: Mapped[int]
+    """Order of the wish to run this artifact; a lower one never replaces a higher one."""
+    config_sequence: Mapped[int]
+    """Order of the wish to run with this config."""
+    config: Mapped[Json]
+    secret_versions: Mapped[Json]
+    handle: Mapped[str | None]
+    region: Mapped[str | None] = mapped_column(String(64))
+    url: Mapped[str | None]
+    effective: Mapped[Json | None]
+    warnings: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
+    tries: Mapped[int] = mapped_column(server_default="0")
+    reason: Mapped[str | None] = mapped_column(String(32))
+    message: Mapped[str | None]
+    created_at: Mapped[datetime] = _now()
+    deploying_at: Mapped[datetime | None]
+    live_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    """When it stopped being wanted: superseded or failed."""
+    retired_at: Mapped[datetime | None]
+    """When nothing of it was left on the platform."""
+    deadline_at: Mapped[datetime | None]
+    next_check_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index("uq_release_number", "service_id", "number", unique=True),
+        Index("uq_release_deploying", "service_id", unique=True, postgresql_where=text("status = 'deploying'")),
+        Index(
+            "ix_release_next_check_at",
+            "next_check_at",
+            postgresql_where=text("status in ('pending', 'deploying') or retired_at is null"),
+        ),
+        Index("ix_release_artifact_id", "artifact_id"),
+        Index("ix_release_build_id", "build_id"),
+    )
+
+
+class SecretVersion(Base):
+    """One value of one secret of one service, AES-256-GCM; the only place where secret values are kept."""
+
+    __tablename__ = "secret_version"
+    id: Mapped[str] = _id()
+    project_id: Mapped[str] = _ref("project.id")
+    service_id: Mapped[str] = _ref("service.id", ondelete="CASCADE")
+    name: Mapped[str]
+    key_id: Mapped[str] = mapped_column(String(64))
+    nonce: Mapped[bytes]
+    ciphertext: Mapped[bytes]
+    created_at: Mapped[datetime] = _now()
+    __table_args__ = (Index("ix_secret_version_service_id", "service_id"),)
+
+
+class Event(Base):
+    """Append-only; written in the transaction of the change it tells of. Read in (xid, id) order."""
+
+    __tablename__ = "event"
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    xid: Mapped[int] = mapped_column(Xid8(), server_default=text("pg_current_xact_id()"))
+    project_id: Mapped[str] = mapped_column(String(32, collation="C"))
+    kind: Mapped[str] = mapped_column(String(48))
+    """Such as ``build.queued`` or ``service.asleep``."""
+    build_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    run_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    service_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    release_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    data: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    __table_args__ = (
+        Index("ix_event_project_id_xid_id", "project_id", "xid", "id"),
+        Index("ix_event_build_id", "build_id", "xid", "id", postgresql_where=text("build_id is not null")),
+        Index("ix_event_service_id", "service_id", "xid", "id", postgresql_where=text("service_id is not null")),
+        Index("ix_event_at", "at"),
+    )
+
+
+class GatewayLease(Base):
+    """What one gateway process has open to one service. A service sleeps only when no live lease has any in flight."""
+
+    __tablename__ = "gateway_lease"
+    service_id: Mapped[str] = mapped_column(
+        String(32, collation="C"), ForeignKey("service.id", ondelete="CASCADE"), primary_key=True
+    )
+    process: Mapped[str] = mapped_column(String(64), primary_key=True)
+    in_flight: Mapped[int]
+    last_seen_at: Mapped[datetime] = _now()
+
+
+class Lease(Base):
+    """Something that one process at a time may own, such as the local platform of a host."""
+
+    __tablename__ = "lease"
+    name: Mapped[str] = mapped_column(String(128), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[datetime]

@@ -1,0 +1,57 @@
+"""The platforms, by name. A new one is a folder and one line here.
+
+``offered`` are the platforms this process can call. A platform that is configured but belongs to another process (the local
+one in a split installation) is listed with its traits and no capabilities.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from app.platforms.base import Platform, Traits
+
+
+class Opener(Protocol):
+    """Starts a platform's background work (adoption, watching) and gives the platform; closing ends it."""
+
+    def __call__(self) -> AbstractAsyncContextManager[Platform]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the catalog: what is known of a platform whether or not it can be used here."""
+
+    name: str
+    traits: Traits
+    configured: bool
+    missing: tuple[str, ...] = ()
+    """Settings to set before it is offered."""
+    builders: bool = True
+    services: bool = True
+
+
+@dataclass(kw_only=True)
+class Catalog:
+    """All platforms of this installation and, of those, the ones this process holds."""
+
+    entries: Mapping[str, Entry]
+    held: dict[str, Platform] = field(default_factory=dict)
+
+    def entry(self, name: str) -> Entry | None:
+        """Return what is known of the platform, None when there is no such."""
+        return self.entries.get(name)
+
+    def usable(self, name: str) -> bool:
+        """Tell whether requests may name it: configured somewhere in this installation."""
+        entry = self.entries.get(name)
+        return entry is not None and entry.configured
+
+    def here(self, name: str) -> Platform | None:
+        """Return the platform if this process may call it."""
+        return self.held.get(name)
+
+    def host_bound(self, name: str) -> str | None:
+        """Return the platform's name if its jobs go to the one process that owns it."""
+        entry = self.entries.get(name)
+        return name if entry is not None and entry.traits.host_bound else None

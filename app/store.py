@@ -1,0 +1,107 @@
+"""Status changes, all in one place, each with its event in the same transaction.
+
+``move`` is a compare-and-set on the exact status the caller read. False is normal: somebody else was faster, and the caller
+starts again from the row.
+"""
+
+from typing import Any
+
+from sqlalchemy import func, insert, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql import ColumnElement
+
+from app.lifecycle import (
+    REASONS,
+    TRANSITIONS,
+    BuildStatus,
+    Reason,
+    ReleaseStatus,
+    RunStatus,
+    ServiceStatus,
+    Status,
+    is_terminal,
+)
+from app.models import Build, Event, Release, Run, Service
+
+Row = Build | Run | Release | Service
+
+_STAMPS: dict[Status, str] = {
+    BuildStatus.DISPATCHING: "dispatched_at",
+    BuildStatus.BUILDING: "building_at",
+    BuildStatus.PROMOTING: "promoting_at",
+    BuildStatus.SUCCEEDED: "finished_at",
+    BuildStatus.FAILED: "finished_at",
+    BuildStatus.CANCELED: "finished_at",
+    RunStatus.SUCCEEDED: "finished_at",
+    RunStatus.FAILED: "finished_at",
+    RunStatus.CANCELED: "finished_at",
+    RunStatus.LOST: "finished_at",
+    ReleaseStatus.DEPLOYING: "deploying_at",
+    ReleaseStatus.LIVE: "live_at",
+    ReleaseStatus.SUPERSEDED: "finished_at",
+    ReleaseStatus.FAILED: "finished_at",
+}
+
+
+async def move(
+    session: AsyncSession,
+    row: Row,
+    to: Status,
+    *,
+    where: tuple[ColumnElement[bool], ...] = (),
+    event: dict[str, Any] | None = None,
+    **values: Any,
+) -> bool:
+    """Move ``row`` from the status it was read in to ``to``; return whether it was still there.
+
+    ``values`` are set along with it, ``where`` are further conditions, ``event`` is the data of the event that is
+    written. The object is brought up to date. Raises ValueError on a move that TRANSITIONS doesn't have.
+    """
+    model, before = type(row), row.status
+    if to not in TRANSITIONS[before]:
+        raise ValueError(f"{model.__name__}: {before} → {to} is not a move")
+    values = {"status": to, **values}
+    if stamp := _STAMPS.get(to):
+        values[stamp] = func.now()
+    if isinstance(row, Service):
+        values["status_at"] = func.now()
+    if isinstance(row, Build | Service):
+        values["updated_at"] = func.now()
+    if is_terminal(to) and not isinstance(row, Run | Release) and "next_check_at" not in values:
+        values["next_check_at"] = None
+    statement = (
+        update(model)
+        .where(model.id == row.id, model.status == before, *where)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    changed = (await session.execute(statement.returning(model))).scalars().all()
+    if not changed:
+        return False
+    await session.refresh(row)
+    await record(session, row, f"{model.__tablename__}.{to}", event)
+    return True
+
+
+async def record(session: AsyncSession, row: Row, kind: str, data: dict[str, Any] | None = None) -> None:
+    """Write one event about a row in the caller's transaction."""
+    about: dict[str, Any] = {f"{type(row).__tablename__}_id": row.id}
+    if isinstance(row, Run):
+        about["build_id"] = row.build_id
+    elif isinstance(row, Release):
+        about |= {"service_id": row.service_id, "build_id": row.build_id}
+    elif isinstance(row, Build):
+        about["service_id"] = row.service_id
+    await session.execute(insert(Event).values(project_id=row.project_id, kind=kind, data=data or {}, **about))
+
+
+def explain(reason: Reason, message: str | None) -> str:
+    """Return the text for a person: what happened, else what the reason means."""
+    return message or REASONS[reason].message
+
+
+async def fail(session: AsyncSession, row: Build | Release, reason: Reason, message: str | None = None, **values: Any) -> bool:
+    """Move a build or a release to failed, with a reason and a message fit for a person."""
+    to: Status = BuildStatus.FAILED if isinstance(row, Build) else ReleaseStatus.FAILED
+    text = explain(reason, message)
+    return await move(session, row, to, reason=reason, message=text, event={"reason": reason, "message": text}, **values)
