@@ -17,7 +17,7 @@ Sources: mount_namespaces(7), mount(2), prctl(2). The parent-death signal is cle
 is set after the drop; it fires when the *thread* that forked ends.
 """
 
-# ruff: noqa: PTH - pathlib alone costs as much as the whole launcher
+# No pathlib (PTH is off for this file): it alone costs as much as the whole launcher.
 from __future__ import annotations
 
 import ctypes
