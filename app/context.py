@@ -4,15 +4,12 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import faults
 from app.db import Sessions
 from app.images.access import Images
 from app.platforms.base import Platform
 from app.platforms.catalog import Catalog
 from app.secrets import Keyring
 from app.settings import Settings
-
-__all__ = ["Context", "faults"]
 
 
 @dataclass(frozen=True, kw_only=True)

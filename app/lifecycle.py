@@ -55,91 +55,118 @@ class ServiceStatus(StrEnum):
 
 Status = BuildStatus | RunStatus | ReleaseStatus | ServiceStatus
 
-TRANSITIONS: dict[Status, frozenset[Status]] = {
-    BuildStatus.QUEUED: frozenset({BuildStatus.DISPATCHING, BuildStatus.FAILED, BuildStatus.CANCELED}),
-    # The completion can come before the launch call has returned, hence the moves past `building`.
-    # Back to `queued`: the run was lost or refused and another may be tried.
-    BuildStatus.DISPATCHING: frozenset(
-        {
-            BuildStatus.BUILDING,
-            BuildStatus.PROMOTING,
-            BuildStatus.SUCCEEDED,
-            BuildStatus.FAILED,
-            BuildStatus.CANCELED,
-            BuildStatus.QUEUED,
-        }
-    ),
-    BuildStatus.BUILDING: frozenset(
-        {
-            BuildStatus.PROMOTING,
-            BuildStatus.SUCCEEDED,
-            BuildStatus.FAILED,
-            BuildStatus.CANCELED,
-            BuildStatus.QUEUED,
-        }
-    ),
-    BuildStatus.PROMOTING: frozenset({BuildStatus.SUCCEEDED, BuildStatus.FAILED, BuildStatus.CANCELED}),
-    BuildStatus.SUCCEEDED: frozenset(),
-    BuildStatus.FAILED: frozenset(),
-    BuildStatus.CANCELED: frozenset(),
-    RunStatus.LAUNCHING: frozenset(
-        {RunStatus.RUNNING, RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELED, RunStatus.LOST}
-    ),
-    RunStatus.RUNNING: frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELED, RunStatus.LOST}),
-    RunStatus.SUCCEEDED: frozenset(),
-    RunStatus.FAILED: frozenset(),
-    RunStatus.CANCELED: frozenset(),
-    RunStatus.LOST: frozenset(),
-    ReleaseStatus.PENDING: frozenset({ReleaseStatus.DEPLOYING, ReleaseStatus.FAILED}),
-    ReleaseStatus.DEPLOYING: frozenset({ReleaseStatus.LIVE, ReleaseStatus.FAILED}),
-    ReleaseStatus.LIVE: frozenset({ReleaseStatus.SUPERSEDED}),
-    ReleaseStatus.SUPERSEDED: frozenset(),
-    ReleaseStatus.FAILED: frozenset(),
-    ServiceStatus.PENDING: frozenset({ServiceStatus.RUNNING, ServiceStatus.FAILED, ServiceStatus.DELETING}),
-    ServiceStatus.ASLEEP: frozenset({ServiceStatus.WAKING, ServiceStatus.RUNNING, ServiceStatus.DELETING}),
-    ServiceStatus.WAKING: frozenset(
-        {ServiceStatus.RUNNING, ServiceStatus.ASLEEP, ServiceStatus.FAILED, ServiceStatus.DELETING}
-    ),
-    ServiceStatus.RUNNING: frozenset(
-        {ServiceStatus.SLEEPING, ServiceStatus.ASLEEP, ServiceStatus.FAILED, ServiceStatus.DELETING}
-    ),
-    ServiceStatus.SLEEPING: frozenset({ServiceStatus.ASLEEP, ServiceStatus.RUNNING, ServiceStatus.DELETING}),
-    ServiceStatus.FAILED: frozenset({ServiceStatus.WAKING, ServiceStatus.RUNNING, ServiceStatus.DELETING}),
-    ServiceStatus.DELETING: frozenset({ServiceStatus.DELETED}),
-    ServiceStatus.DELETED: frozenset(),
+#: Per kind of row: status → the statuses that may follow. (Nested by kind, since equal words of two kinds are equal keys.)
+TRANSITIONS: dict[type[Status], dict[Status, frozenset[Status]]] = {
+    BuildStatus: {
+        BuildStatus.QUEUED: frozenset({BuildStatus.DISPATCHING, BuildStatus.FAILED, BuildStatus.CANCELED}),
+        # The completion can come before the launch call has returned, hence the moves past `building`.
+        # Back to `queued`: the run was lost or refused and another may be tried.
+        BuildStatus.DISPATCHING: frozenset(
+            {
+                BuildStatus.BUILDING,
+                BuildStatus.PROMOTING,
+                BuildStatus.SUCCEEDED,
+                BuildStatus.FAILED,
+                BuildStatus.CANCELED,
+                BuildStatus.QUEUED,
+            }
+        ),
+        BuildStatus.BUILDING: frozenset(
+            {
+                BuildStatus.PROMOTING,
+                BuildStatus.SUCCEEDED,
+                BuildStatus.FAILED,
+                BuildStatus.CANCELED,
+                BuildStatus.QUEUED,
+            }
+        ),
+        BuildStatus.PROMOTING: frozenset({BuildStatus.SUCCEEDED, BuildStatus.FAILED, BuildStatus.CANCELED}),
+        BuildStatus.SUCCEEDED: frozenset(),
+        BuildStatus.FAILED: frozenset(),
+        BuildStatus.CANCELED: frozenset(),
+    },
+    RunStatus: {
+        RunStatus.LAUNCHING: frozenset(
+            {RunStatus.RUNNING, RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELED, RunStatus.LOST}
+        ),
+        RunStatus.RUNNING: frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELED, RunStatus.LOST}),
+        RunStatus.SUCCEEDED: frozenset(),
+        RunStatus.FAILED: frozenset(),
+        RunStatus.CANCELED: frozenset(),
+        RunStatus.LOST: frozenset(),
+    },
+    ReleaseStatus: {
+        ReleaseStatus.PENDING: frozenset({ReleaseStatus.DEPLOYING, ReleaseStatus.FAILED}),
+        ReleaseStatus.DEPLOYING: frozenset({ReleaseStatus.LIVE, ReleaseStatus.FAILED}),
+        ReleaseStatus.LIVE: frozenset({ReleaseStatus.SUPERSEDED}),
+        ReleaseStatus.SUPERSEDED: frozenset(),
+        ReleaseStatus.FAILED: frozenset(),
+    },
+    ServiceStatus: {
+        ServiceStatus.PENDING: frozenset({ServiceStatus.RUNNING, ServiceStatus.DELETING}),
+        ServiceStatus.ASLEEP: frozenset({ServiceStatus.WAKING, ServiceStatus.RUNNING, ServiceStatus.DELETING}),
+        ServiceStatus.WAKING: frozenset(
+            {ServiceStatus.RUNNING, ServiceStatus.ASLEEP, ServiceStatus.FAILED, ServiceStatus.DELETING}
+        ),
+        ServiceStatus.RUNNING: frozenset(
+            {
+                ServiceStatus.RUNNING,  # another release took over
+                ServiceStatus.SLEEPING,
+                ServiceStatus.ASLEEP,
+                ServiceStatus.FAILED,
+                ServiceStatus.DELETING,
+            }
+        ),
+        ServiceStatus.SLEEPING: frozenset({ServiceStatus.ASLEEP, ServiceStatus.RUNNING, ServiceStatus.DELETING}),
+        ServiceStatus.FAILED: frozenset({ServiceStatus.WAKING, ServiceStatus.RUNNING, ServiceStatus.DELETING}),
+        ServiceStatus.DELETING: frozenset({ServiceStatus.DELETED}),
+        ServiceStatus.DELETED: frozenset(),
+    },
 }
 
-#: For every status that isn't terminal or at rest: the code that moves it on, and the code that rescues it
-#: when that code died. A test imports each of them and checks that no open status is missing.
-OWNERS: dict[Status, tuple[str, str]] = {
-    BuildStatus.QUEUED: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
-    BuildStatus.DISPATCHING: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
-    BuildStatus.BUILDING: ("app.builds.report:complete", "app.builds.sweep:reconcile"),
-    BuildStatus.PROMOTING: ("app.services.promote:promote", "app.builds.sweep:reconcile"),
-    RunStatus.LAUNCHING: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
-    RunStatus.RUNNING: ("app.builds.report:complete", "app.builds.sweep:reconcile"),
-    ReleaseStatus.PENDING: ("app.services.promote:promote", "app.services.sweep:reconcile"),
-    ReleaseStatus.DEPLOYING: ("app.services.promote:promote", "app.services.sweep:reconcile"),
-    ServiceStatus.WAKING: ("app.services.sleep_wake:wake", "app.services.sweep:reconcile"),
-    ServiceStatus.SLEEPING: ("app.services.sleep_wake:sleep", "app.services.sweep:reconcile"),
-    ServiceStatus.DELETING: ("app.services.delete:delete", "app.services.sweep:reconcile"),
+#: For every open status, by kind: the code that moves it on, and the code that rescues it when that code died.
+#: A test imports each of them and checks that no open status is missing.
+OWNERS: dict[type[Status], dict[Status, tuple[str, str]]] = {
+    BuildStatus: {
+        BuildStatus.QUEUED: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
+        BuildStatus.DISPATCHING: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
+        BuildStatus.BUILDING: ("app.builds.report:complete", "app.builds.sweep:reconcile"),
+        BuildStatus.PROMOTING: ("app.services.promote:promote", "app.services.sweep:reconcile"),
+    },
+    RunStatus: {
+        RunStatus.LAUNCHING: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
+        RunStatus.RUNNING: ("app.builds.report:complete", "app.builds.sweep:reconcile"),
+    },
+    ReleaseStatus: {
+        ReleaseStatus.PENDING: ("app.services.promote:promote", "app.services.sweep:reconcile"),
+        ReleaseStatus.DEPLOYING: ("app.services.promote:promote", "app.services.sweep:reconcile"),
+    },
+    ServiceStatus: {
+        ServiceStatus.WAKING: ("app.services.sleep_wake:wake", "app.services.sweep:reconcile"),
+        ServiceStatus.SLEEPING: ("app.services.sleep_wake:sleep", "app.services.sweep:reconcile"),
+        ServiceStatus.DELETING: ("app.services.delete:delete", "app.services.sweep:reconcile"),
+    },
 }
 
 #: Not terminal, yet nothing is owed: the row waits for somebody outside.
-AT_REST: frozenset[Status] = frozenset(
-    {
-        ReleaseStatus.LIVE,
-        ServiceStatus.PENDING,
-        ServiceStatus.ASLEEP,
-        ServiceStatus.RUNNING,
-        ServiceStatus.FAILED,
-    }
-)
+AT_REST: dict[type[Status], frozenset[Status]] = {
+    BuildStatus: frozenset(),
+    RunStatus: frozenset(),
+    ReleaseStatus: frozenset({ReleaseStatus.LIVE}),
+    ServiceStatus: frozenset(
+        {ServiceStatus.PENDING, ServiceStatus.ASLEEP, ServiceStatus.RUNNING, ServiceStatus.FAILED}
+    ),
+}
+
+
+def may_follow(status: Status) -> frozenset[Status]:
+    """Return the statuses that may follow this one."""
+    return TRANSITIONS[type(status)][status]
 
 
 def is_terminal(status: Status) -> bool:
     """Tell whether nothing can follow this status."""
-    return not TRANSITIONS[status]
+    return not may_follow(status)
 
 
 OPEN_BUILD = tuple(s for s in BuildStatus if not is_terminal(s))

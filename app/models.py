@@ -5,11 +5,13 @@ Every table that belongs to somebody has ``project_id``. Relations are read by e
 """
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Enum,
     ForeignKey,
     ForeignKeyConstraint,
     Identity,
@@ -73,9 +75,8 @@ def _now() -> Any:
     return mapped_column(server_default=func.now())
 
 
-def _status(enum: type[Any]) -> Any:
-    del enum  # named at the call so that a reader sees which words the column holds
-    return mapped_column(String(16))
+def _status(words: type[StrEnum]) -> Any:
+    return mapped_column(Enum(words, native_enum=False, length=16, values_callable=lambda e: [m.value for m in e]))
 
 
 def _in(statuses: tuple[Any, ...]) -> Any:
@@ -161,8 +162,8 @@ class Build(Base):
     service_id: Mapped[str | None] = _ref("service.id", nullable=True)
     config: Mapped[Json | None]
     """The ``service`` block of the request without its secrets."""
-    secret_versions: Mapped[Json] = mapped_column(server_default=text("'{}'"))
-    """Name of each secret → id in ``secret_version``."""
+    secret_versions: Mapped[Json | None]
+    """Name of each secret → id in ``secret_version``; NULL keeps those of the live release."""
     sequence: Mapped[int | None]
     """Order among everything submitted for the service."""
     labels: Mapped[Json] = mapped_column(server_default=text("'{}'"))
@@ -183,6 +184,8 @@ class Build(Base):
     finished_at: Mapped[datetime | None]
     deadline_at: Mapped[datetime | None]
     """While queued: when it expires."""
+    not_before: Mapped[datetime | None]
+    """While queued: no builder is launched before this time (back-off after a lost or refused run)."""
     next_check_at: Mapped[datetime | None]
     """When reconcile looks again; NULL while a limit holds the build."""
     __table_args__ = (

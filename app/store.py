@@ -12,7 +12,6 @@ from sqlalchemy.sql import ColumnElement
 
 from app.lifecycle import (
     REASONS,
-    TRANSITIONS,
     BuildStatus,
     Reason,
     ReleaseStatus,
@@ -20,26 +19,29 @@ from app.lifecycle import (
     ServiceStatus,
     Status,
     is_terminal,
+    may_follow,
 )
 from app.models import Build, Event, Release, Run, Service
 
 Row = Build | Run | Release | Service
 
-_STAMPS: dict[Status, str] = {
-    BuildStatus.DISPATCHING: "dispatched_at",
-    BuildStatus.BUILDING: "building_at",
-    BuildStatus.PROMOTING: "promoting_at",
-    BuildStatus.SUCCEEDED: "finished_at",
-    BuildStatus.FAILED: "finished_at",
-    BuildStatus.CANCELED: "finished_at",
-    RunStatus.SUCCEEDED: "finished_at",
-    RunStatus.FAILED: "finished_at",
-    RunStatus.CANCELED: "finished_at",
-    RunStatus.LOST: "finished_at",
-    ReleaseStatus.DEPLOYING: "deploying_at",
-    ReleaseStatus.LIVE: "live_at",
-    ReleaseStatus.SUPERSEDED: "finished_at",
-    ReleaseStatus.FAILED: "finished_at",
+_STAMPS: dict[type[Status], dict[Status, str]] = {
+    BuildStatus: {
+        BuildStatus.DISPATCHING: "dispatched_at",
+        BuildStatus.BUILDING: "building_at",
+        BuildStatus.PROMOTING: "promoting_at",
+        BuildStatus.SUCCEEDED: "finished_at",
+        BuildStatus.FAILED: "finished_at",
+        BuildStatus.CANCELED: "finished_at",
+    },
+    RunStatus: {s: "finished_at" for s in RunStatus if is_terminal(s)},
+    ReleaseStatus: {
+        ReleaseStatus.DEPLOYING: "deploying_at",
+        ReleaseStatus.LIVE: "live_at",
+        ReleaseStatus.SUPERSEDED: "finished_at",
+        ReleaseStatus.FAILED: "finished_at",
+    },
+    ServiceStatus: dict.fromkeys(ServiceStatus, "status_at"),
 }
 
 
@@ -58,13 +60,11 @@ async def move(
     written. The object is brought up to date. Raises ValueError on a move that TRANSITIONS doesn't have.
     """
     model, before = type(row), row.status
-    if to not in TRANSITIONS[before]:
+    if to not in may_follow(before):
         raise ValueError(f"{model.__name__}: {before} → {to} is not a move")
     values = {"status": to, **values}
-    if stamp := _STAMPS.get(to):
+    if stamp := _STAMPS[type(to)].get(to):
         values[stamp] = func.now()
-    if isinstance(row, Service):
-        values["status_at"] = func.now()
     if isinstance(row, Build | Service):
         values["updated_at"] = func.now()
     if is_terminal(to) and not isinstance(row, Run | Release) and "next_check_at" not in values:
@@ -75,10 +75,9 @@ async def move(
         .values(**values)
         .execution_options(synchronize_session=False)
     )
-    changed = (await session.execute(statement.returning(model))).scalars().all()
-    if not changed:
+    fresh = statement.returning(model).execution_options(populate_existing=True)
+    if not (await session.execute(fresh)).scalars().all():
         return False
-    await session.refresh(row)
     await record(session, row, f"{model.__tablename__}.{to}", event)
     return True
 

@@ -186,7 +186,7 @@ def upgrade() -> None:
         sa.Column("service_id", sa.String(length=32, collation="C"), nullable=True),
         sa.Column("config", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column(
-            "secret_versions", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False
+            "secret_versions", postgresql.JSONB(astext_type=sa.Text()), nullable=True
         ),
         sa.Column("sequence", sa.BigInteger(), nullable=True),
         sa.Column("labels", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False),
@@ -207,6 +207,7 @@ def upgrade() -> None:
         sa.Column("promoting_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("finished_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("deadline_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("not_before", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("next_check_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["artifact_id"], ["artifact.id"], name=op.f("fk_build_artifact_id")),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_build_project_id")),

@@ -1,0 +1,218 @@
+"""Launch a builder: take a slot, write the run, call the platform, record what came of it.
+
+The run is committed before the call and its name is the call's key, so a crash anywhere leaves at most one machine, whose
+name we know. The completion may arrive before the launch call has returned: the handle is recorded whatever the status is then.
+"""
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import faults, queue, store
+from app.builds import slots
+from app.builds.ending import end_run, requeue
+from app.context import Context
+from app.ids import new_id, remote_name
+from app.lifecycle import BuildStatus, Reason, RunStatus
+from app.models import Build, Run
+from app.platforms.base import (
+    Builders,
+    BuilderSpec,
+    Launched,
+    Misconfigured,
+    NoCapacity,
+    PlatformError,
+    Rejected,
+    Size,
+    Transient,
+    Unsupported,
+)
+
+log = structlog.get_logger()
+
+LAUNCH_SECONDS = 90
+LAUNCH_TRIES = 5
+RELAUNCH_SECONDS = 100
+"""After how long reconcile looks at a launch that has not been recorded: a little over the launch time-out."""
+RUNNING_CHECK_SECONDS = 15
+MISCONFIGURED_SECONDS = 60
+
+
+async def dispatch(context: Context, build_id: str) -> None:
+    """Bring one build of the platform nearer to its builder: this one, or the one whose turn it is."""
+    async with context.sessions.begin() as session:
+        build = await session.get(Build, build_id)
+        if build is None:
+            return
+        if build.status == BuildStatus.QUEUED:
+            chosen = await slots.pick(context, session, build.builder_platform)
+            if chosen is None:
+                await slots.hold(session, build_id)
+                return
+            run = await _claim(context, session, chosen)
+            build = chosen
+        elif build.status == BuildStatus.DISPATCHING:
+            resumed = await _resume(session, build)
+            if resumed is None:
+                return
+            run = resumed
+        else:
+            return
+    faults.at("dispatch.claimed")
+    await _launch(context, build, run)
+
+
+async def _claim(context: Context, session: AsyncSession, build: Build) -> Run:
+    """Move the build into its slot and write the run; the row is locked, so the move can't lose."""
+    moved = await store.move(
+        session,
+        build,
+        BuildStatus.DISPATCHING,
+        attempt=build.attempt + 1,
+        not_before=None,
+        next_check_at=func.now() + timedelta(seconds=RELAUNCH_SECONDS),
+    )
+    assert moved
+    run_id = new_id("run")
+    run = Run(
+        id=run_id,
+        project_id=build.project_id,
+        build_id=build.id,
+        attempt=build.attempt,
+        status=RunStatus.LAUNCHING,
+        platform=build.builder_platform,
+        name=remote_name(context.installation, run_id),
+        key_id=context.keyring.active,
+        launch_tries=1,
+        deadline_at=func.now() + timedelta(seconds=build.spec["builder"]["timeout_seconds"]),
+    )
+    session.add(run)
+    await session.flush()
+    await session.refresh(run)
+    await store.record(session, run, "run.launching", {"platform": run.platform, "attempt": run.attempt})
+    return run
+
+
+async def _resume(session: AsyncSession, build: Build) -> Run | None:
+    """Return the run whose launch was cut short, counted as tried once more; None when there is nothing to resume."""
+    statement = select(Run).where(Run.build_id == build.id, Run.attempt == build.attempt).with_for_update()
+    run = (await session.execute(statement)).scalar_one()
+    if run.status != RunStatus.LAUNCHING or run.handle is not None:
+        return None
+    run.launch_tries += 1
+    return run
+
+
+async def _launch(context: Context, build: Build, run: Run) -> None:
+    platform = context.platform(run.platform)
+    if platform is None or platform.builders is None:
+        await _give_up(context, build, run, Reason.PLATFORM_MISCONFIGURED, f"{run.platform} is not offered any more", 0)
+        return
+    if run.launch_tries > LAUNCH_TRIES:
+        message = f"The launch on {run.platform} was tried {LAUNCH_TRIES} times without an answer."
+        await _give_up(context, build, run, Reason.BUILDER_LOST, message, 5)
+        return
+    try:
+        async with asyncio.timeout(LAUNCH_SECONDS):
+            launched = await platform.builders.launch(_spec(context, platform.builders, build, run))
+    except (Rejected, Unsupported) as e:
+        await _give_up(context, build, run, Reason.PLATFORM_REJECTED, str(e), None)
+    except NoCapacity as e:
+        await _give_up(context, build, run, Reason.NO_CAPACITY, str(e), 15)
+    except Misconfigured as e:
+        log.error("platform misconfigured", platform=run.platform, build_id=build.id, error=str(e))
+        await _give_up(context, build, run, Reason.PLATFORM_MISCONFIGURED, str(e), MISCONFIGURED_SECONDS)
+    except (PlatformError, TimeoutError) as e:
+        # The outcome is unknown: the same run, under the same name, is tried again and finds what is there.
+        wait = e.retry_after if isinstance(e, Transient) and e.retry_after else min(2.0**run.launch_tries, 60)
+        log.warning("launch will be tried again", run_id=run.id, error=str(e) or type(e).__name__, seconds=wait)
+        await _again(context, build, wait)
+    else:
+        faults.at("dispatch.launched")
+        await _record(context, build, run, launched)
+        faults.at("dispatch.recorded")
+
+
+def _spec(context: Context, builders: Builders, build: Build, run: Run) -> BuilderSpec:
+    wish = build.spec["builder"]
+    entry = context.catalog.entries[run.platform]
+    size = Size(cpus=wish["cpus"], memory_mb=wish["memory_mb"])
+    url = context.settings.public_url if entry.traits.remote else context.settings.api_url
+    assert url is not None  # refused at submit
+    try:
+        size = builders.fit(size)
+    except Unsupported:
+        if build.spec.get("strict", True):
+            raise
+    return BuilderSpec(
+        name=run.name,
+        image=context.settings.builder_image,
+        size=size,
+        deadline=run.deadline_at,
+        regions=tuple(wish.get("regions", ())),
+        metadata={"build": build.id, "run": run.id, "project": build.project_id},
+        env={
+            "SLIPWAY_URL": url,
+            "SLIPWAY_RUN_ID": run.id,
+            "SLIPWAY_RUN_TOKEN": context.keyring.run_token(run.id, run.key_id),
+            "SLIPWAY_RUN_DEADLINE": str(int(run.deadline_at.timestamp())),
+        },
+    )
+
+
+async def _record(context: Context, build: Build, run: Run, launched: Launched) -> None:
+    effective = {"cpus": launched.effective.cpus, "memory_mb": launched.effective.memory_mb}
+    if launched.effective.plan:
+        effective["plan"] = launched.effective.plan
+    async with context.sessions.begin() as session:
+        # Whatever the status is by now: without its handle the machine is harder to clean up.
+        await session.execute(
+            update(Run)
+            .where(Run.id == run.id)
+            .values(
+                handle=launched.handle, region=launched.region, effective=effective, launched_at=func.now(),
+                next_check_at=func.now() + timedelta(seconds=RUNNING_CHECK_SECONDS),
+            )
+        )  # fmt: skip
+        fresh = await session.get(Build, build.id, populate_existing=True)
+        if fresh is not None and fresh.status == BuildStatus.DISPATCHING and fresh.attempt == run.attempt:
+            await store.move(session, fresh, BuildStatus.BUILDING, next_check_at=None)
+        late = (await session.execute(select(Run.finished_at).where(Run.id == run.id))).scalar_one()
+        if late is not None:  # over before the handle was known: the clean-up may have run too early
+            host_bound = context.catalog.host_bound(run.platform)
+            await queue.enqueue(session, queue.Nudge(queue.Job.CLEANUP, run.id, 1, host_bound=host_bound))
+
+
+async def _again(context: Context, build: Build, seconds: float) -> None:
+    host_bound = context.catalog.host_bound(build.builder_platform)
+    async with context.sessions.begin() as session:
+        await session.execute(
+            update(Build)
+            .where(Build.id == build.id, Build.status == BuildStatus.DISPATCHING)
+            .values(next_check_at=func.now() + timedelta(seconds=seconds + RELAUNCH_SECONDS))
+        )
+        await queue.enqueue(
+            session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, delay=seconds, once=False)
+        )
+
+
+async def _give_up(
+    context: Context, build: Build, run: Run, reason: Reason, message: str, retry_in: float | None
+) -> None:
+    """End this run; queue the build again in ``retry_in`` seconds, or fail it when that is None or attempts are used up."""
+    async with context.sessions.begin() as session:
+        current = await session.get(Build, build.id, with_for_update=True)
+        ended = await session.get(Run, run.id, with_for_update=True)
+        if current is None or ended is None or current.attempt != run.attempt:
+            return
+        await end_run(context, session, ended, RunStatus.FAILED, reason=reason, message=message)
+        if current.status != BuildStatus.DISPATCHING:
+            return
+        if retry_in is None:
+            await store.fail(session, current, reason, message)
+        else:
+            await requeue(context, session, current, reason, message, delay=retry_in)
+        await slots.freed(context, session, run.platform)

@@ -1,0 +1,285 @@
+"""Take a build request: check it against what the platforms can do, and write row, event and first job in one transaction."""
+
+import shutil
+from collections.abc import Mapping
+from datetime import timedelta
+
+from pydantic import SecretStr
+from sqlalchemy import func, insert, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import faults, queue, store
+from app.builds import sources
+from app.context import Context
+from app.errors import Refusal, conflict, invalid, not_found
+from app.ids import new_id
+from app.lifecycle import BuildStatus, ServiceStatus, is_terminal
+from app.models import Build, Project, Release, SecretVersion, Service
+from app.platforms.base import Size, Unsupported
+from app.requests import BuildRequest, FilesSource, GitSource, ServiceConfig, UploadSource
+
+FIRST_CHECK_SECONDS = 30
+"""When reconcile looks at a queued build whose job may have been lost."""
+
+
+async def submit(context: Context, session: AsyncSession, project: Project, request: BuildRequest) -> Build:
+    """Write a build and all that belongs to it; Refusal says what can't be accepted. The caller commits."""
+    builder, warnings = check_target(context, request)
+    source, digest = await _source(context, session, project, request)
+    build = Build(
+        id=new_id("bld"),
+        project_id=project.id,
+        status=BuildStatus.QUEUED,
+        attempt=0,
+        builder_platform=builder,
+        source=source,
+        source_digest=digest,
+        spec={
+            "build": request.build.model_dump(mode="json"),
+            "builder": request.builder.model_dump(mode="json") | {"platform": builder},
+            "strict": request.strict,
+        },
+        labels=request.labels,
+        warnings=warnings,
+    )
+    if block := request.service:
+        service = await take_number(session, project, block.name, request.platform)
+        build.service_id, build.sequence = service.id, service.sequence
+        build.service_platform, build.config = request.platform, block.config()
+        if block.secrets is not None:
+            build.secret_versions = await keep_secrets(context, session, service, block.secrets)
+    await enter(context, session, build)
+    return build
+
+
+async def enter(context: Context, session: AsyncSession, build: Build) -> None:
+    """Queue a new build: the row, its event and its job."""
+    build.deadline_at = func.now() + timedelta(seconds=context.settings.max_queued_seconds)
+    build.next_check_at = func.now() + timedelta(seconds=FIRST_CHECK_SECONDS)
+    session.add(build)
+    await session.flush()
+    await session.refresh(build)
+    await store.record(session, build, "build.queued", {"retry_of": build.retry_of} if build.retry_of else None)
+    host_bound = context.catalog.host_bound(build.builder_platform)
+    await queue.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound))
+
+
+def committed() -> None:
+    """Mark the point right after a submit's commit, for crash tests."""
+    faults.at("submit.committed")
+
+
+async def retry(context: Context, session: AsyncSession, old: Build) -> Build:
+    """Write a new build like an ended one: same source, same secret versions, a new place in the service's order."""
+    if not is_terminal(old.status):
+        raise conflict("build_not_ended", f"Build {old.id} is {old.status}; only an ended build can be retried.")
+    fresh = Build(
+        id=new_id("bld"),
+        project_id=old.project_id,
+        status=BuildStatus.QUEUED,
+        attempt=0,
+        builder_platform=old.builder_platform,
+        service_platform=old.service_platform,
+        source=old.source,
+        source_digest=old.source_digest,
+        spec=old.spec,
+        config=old.config,
+        secret_versions=old.secret_versions,
+        labels=old.labels,
+        warnings=old.warnings,
+        retry_of=old.id,
+    )
+    digest = old.source.get("digest")
+    if old.source["kind"] == "archive" and not await sources.touch(session, old.project_id, str(digest)):
+        raise Refusal(410, "source_gone", f"The source of build {old.id} is past its retention; send it again.")
+    if old.service_id:
+        service = (
+            await session.execute(select(Service).where(Service.id == old.service_id).with_for_update())
+        ).scalar_one()
+        if service.deleted_at is not None:
+            raise conflict("service_deleted", f"Service {service.name} of build {old.id} was deleted; send a new build.")
+        service.sequence += 1
+        fresh.service_id, fresh.sequence = service.id, service.sequence
+    await enter(context, session, fresh)
+    return fresh
+
+
+# --------------------------------------------------------------------------------------------------- target
+
+
+def check_target(context: Context, request: BuildRequest) -> tuple[str, list[str]]:
+    """Return the builder's platform and warnings; Refusal (422) names the field that can't be honoured."""
+    catalog, settings, warnings = context.catalog, context.settings, list[str]()
+    wanted = request.builder.platform
+    candidates = [wanted] if wanted else [request.platform, *settings.builder_fallback]
+    usable = [c for c in candidates if catalog.usable(c) and catalog.entries[c].builders]
+    if not usable:
+        raise invalid("builder.platform" if wanted else "platform", unusable(context, candidates[0], "builders"))
+    builder = usable[0]
+    entry = catalog.entries[builder]
+    if entry.traits.remote:
+        _reachable(context, "builder.platform", builder)
+    if (longest := entry.traits.max_runtime_seconds) and request.builder.timeout_seconds > longest:
+        _cannot(request.strict, warnings, "builder.timeout_seconds", f"{builder} builders run at most {longest} seconds")
+    size = Size(cpus=request.builder.cpus, memory_mb=request.builder.memory_mb)
+    check_size(context, builder, size, "builder", strict=request.strict, warnings=warnings, builders=True)
+    if request.build.goarch not in entry.traits.goarch and request.service is None:
+        pass  # cross-compiling is Go's daily bread; only running it matters
+    if isinstance(request.source, GitSource) and builder == "local" and shutil.which("git") is None:
+        raise invalid("source.kind", "this installation's builders have no git; send files or an archive instead")
+    if request.service is not None:
+        check_service(context, request.platform, request.service, strict=request.strict, warnings=warnings)
+        if request.build.goarch not in catalog.entries[request.platform].traits.goarch:
+            raise invalid("build.goarch", f"{request.platform} can't run {request.build.goarch} programs")
+    return builder, warnings
+
+
+def check_service(
+    context: Context, platform: str, config: ServiceConfig, *, strict: bool, warnings: list[str], prefix: str = "service."
+) -> None:
+    """Check a service's config against its platform's traits."""
+    entry = context.catalog.entry(platform)
+    if entry is None or not entry.configured or not entry.services:
+        raise invalid("platform", unusable(context, platform, "services"))
+    traits, scale = entry.traits, config.scale
+    if traits.remote:
+        _reachable(context, "platform", platform)
+    if scale.min == 0:
+        if traits.scale_to_zero == "none":
+            _cannot(strict, warnings, f"{prefix}scale.min", f"{platform} can't scale to zero; use 1")
+        low, high = traits.min_idle_seconds, traits.max_idle_seconds
+        if scale.idle_seconds < low or (high is not None and scale.idle_seconds > high):
+            wish = f"{platform} sleeps after {low} to {high} idle seconds" if high else f"{platform} sleeps after {low} s or more"
+            _cannot(strict, warnings, f"{prefix}scale.idle_seconds", wish)
+    size = Size(cpus=config.cpus, memory_mb=config.memory_mb)
+    check_size(context, platform, size, prefix.rstrip("."), strict=strict, warnings=warnings, builders=False)
+
+
+def check_size(
+    context: Context, platform: str, size: Size, field: str, *, strict: bool, warnings: list[str], builders: bool
+) -> None:
+    """Check that the platform has a plan of at least this size."""
+    held = context.platform(platform)
+    capability = held and (held.builders if builders else held.services)
+    if not capability:
+        return  # the platform belongs to another process, which fits the size at launch
+    try:
+        capability.fit(size)
+    except Unsupported as e:
+        _cannot(strict, warnings, f"{field}.memory_mb" if field else "memory_mb", e.message)
+
+
+def unusable(context: Context, platform: str, capability: str) -> str:
+    """Return why a platform can't be named in a request, and what could be instead."""
+    names = [n for n, e in context.catalog.entries.items() if e.configured and getattr(e, capability)]
+    others = f"offered here: {', '.join(names)}" if names else "none is offered here"
+    entry = context.catalog.entry(platform)
+    if entry is None:
+        return f"there is no platform {platform!r}; {others}"
+    if not entry.configured:
+        missing = f" (missing: {', '.join(entry.missing)})" if entry.missing else ""
+        return f"{platform} is not configured{missing}; {others}"
+    return f"{platform} has no {capability}; {others}"
+
+
+def _cannot(strict: bool, warnings: list[str], field: str, message: str) -> None:
+    if strict:
+        raise invalid(field, message, reason="cannot_honour")
+    warnings.append(f"{field}: {message}")
+
+
+def _reachable(context: Context, field: str, platform: str) -> None:
+    settings = context.settings
+    for name, value in (("SLIPWAY_PUBLIC_URL", settings.public_url), ("SLIPWAY_BUILDER_IMAGE", settings.builder_image)):
+        if value is None:
+            raise invalid(field, f"{platform} runs on other machines and needs the setting {name}")
+
+
+# --------------------------------------------------------------------------------------------------- parts
+
+
+async def _source(
+    context: Context, session: AsyncSession, project: Project, request: BuildRequest
+) -> tuple[dict[str, object], str | None]:
+    match request.source:
+        case FilesSource(files=files):
+            tree, archive = sources.pack_files(files, context.settings)
+
+            async def pieces():  # type: ignore[no-untyped-def]
+                for start in range(0, len(archive), sources.CHUNK):
+                    yield archive[start : start + sources.CHUNK]
+
+            await sources.save(session, project.id, tree, pieces())
+            return {"kind": "archive", "digest": tree.digest}, tree.digest
+        case UploadSource(digest=digest):
+            if not await sources.touch(session, project.id, digest):
+                raise invalid("source.digest", "there is no such source; send it by POST /v1/sources first")
+            return {"kind": "archive", "digest": digest}, digest
+        case GitSource(url=url, ref=ref, subdir=subdir):
+            if subdir and (wrong := sources.check_path(subdir)):
+                raise invalid("source.subdir", wrong)
+            return {"kind": "git", "url": url, "ref": ref, "subdir": subdir, "commit": None, "digest": None}, None
+
+
+async def take_number(session: AsyncSession, project: Project, name: str, platform: str) -> Service:
+    """Return the project's service of this name with its next number taken; made when it is new. Locks its row."""
+    host = name if project.name == "default" else f"{name}--{project.name}"
+    statement = (
+        upsert(Service)
+        .values(
+            id=new_id("svc"),
+            project_id=project.id,
+            name=name,
+            host=host,
+            platform=platform,
+            status=ServiceStatus.PENDING,
+            sequence=1,
+        )
+        .on_conflict_do_update(
+            index_elements=["project_id", "name"],
+            index_where=Service.deleted_at.is_(None),
+            set_={"sequence": Service.sequence + 1},
+        )
+        .returning(Service)
+        .execution_options(populate_existing=True)
+    )
+    service = (await session.execute(statement)).scalar_one()
+    if service.platform != platform:
+        raise invalid(
+            "platform", f"service {name} lives on {service.platform}; a build can't move it", reason="platform_differs"
+        )
+    return service
+
+
+async def keep_secrets(
+    context: Context, session: AsyncSession, service: Service, secrets: Mapping[str, SecretStr]
+) -> dict[str, str]:
+    """Encrypt and keep secret values; return name → id of the version."""
+    versions, rows = dict[str, str](), []
+    for name, value in secrets.items():
+        versions[name] = row_id = new_id("sec")
+        sealed = context.keyring.seal(value.get_secret_value(), about=row_id)
+        rows.append(
+            {"id": row_id, "project_id": service.project_id, "service_id": service.id, "name": name, "key_id": sealed.key_id}
+            | {"nonce": sealed.nonce, "ciphertext": sealed.ciphertext}
+        )
+    if rows:
+        await session.execute(insert(SecretVersion), rows)
+    return versions
+
+
+async def find(session: AsyncSession, project: Project, build_id: str, *, lock: bool = False) -> Build:
+    """Return a build of the project, locked if asked; Refusal (404) when it isn't there or isn't theirs."""
+    statement = select(Build).where(Build.id == build_id, Build.project_id == project.id)
+    build = (await session.execute(statement.with_for_update() if lock else statement)).scalar_one_or_none()
+    if build is None:
+        raise not_found("build", build_id)
+    return build
+
+
+async def live_release(session: AsyncSession, service: Service) -> Release | None:
+    """Return the release that serves now."""
+    if service.live_release_id is None:
+        return None
+    return await session.get(Release, service.live_release_id)

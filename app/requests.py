@@ -1,0 +1,198 @@
+"""What callers may ask for: the bodies of requests, with every bound that makes bad input a 422 naming the field."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+
+ENV_MAX = 128
+ENV_BYTES = 64 * 1024
+RESERVED_ENV = re.compile(r"PORT|SLIPWAY_.*|KOYEB_.*|FLY_.*|RAILWAY_.*|NF_.*")
+
+
+def _storable(value: str) -> str:
+    # PostgreSQL's JSON holds neither, and no environment or path could.
+    if "\x00" in value:
+        raise ValueError("must not contain NUL characters")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode (a lone surrogate is not)") from None
+    return value
+
+
+Str = Annotated[str, AfterValidator(_storable)]
+PlatformName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+ServiceName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=40),
+    Field(description="1 to 40 of `a-z`, `0-9` and single hyphens; begins with a letter.", examples=["echo"]),
+]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class Body(BaseModel):
+    """A request body: unknown fields are refused by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FilesSource(Body):
+    """Source given inline: path → content. For a handful of generated files."""
+
+    kind: Literal["files"]
+    files: dict[Str, Str] = Field(min_length=1, examples=[{"go.mod": "module echo\n\ngo 1.25\n", "main.go": "package main\n"}])
+
+
+class UploadSource(Body):
+    """Source sent before by `POST /v1/sources`."""
+
+    kind: Literal["upload"]
+    digest: Digest
+
+
+class GitSource(Body):
+    """Source fetched by the builder from a git server, over https."""
+
+    kind: Literal["git"]
+    url: Annotated[Str, StringConstraints(max_length=2048, pattern=r"^https://[^\s]+$")]
+    ref: Annotated[Str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][^\s~^:?*\[\\]*$")] = "HEAD"
+    subdir: Annotated[Str, StringConstraints(max_length=512)] | None = None
+
+
+SourceSpec = Annotated[FilesSource | UploadSource | GitSource, Field(discriminator="kind")]
+
+
+class BuildBlock(Body):
+    """What to make of the source."""
+
+    kind: Literal["go"] = "go"
+    package: Annotated[Str, StringConstraints(max_length=512, pattern=r"^[^-\s][^\s]*$")] = "."
+    goarch: Literal["amd64", "arm64"] = "amd64"
+
+
+class BuilderBlock(Body):
+    """Where and how large the builder is."""
+
+    platform: PlatformName | None = None
+    cpus: float = Field(2, gt=0, le=64, allow_inf_nan=False)
+    memory_mb: int = Field(2048, ge=256, le=262144)
+    timeout_seconds: int = Field(900, ge=10, le=7200)
+    regions: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{2,32}$")], ...] = Field((), max_length=8)
+
+
+class Scale(Body):
+    """`min` 1 keeps the service up, for agents that work on their own; 0 lets it sleep after `idle_seconds`."""
+
+    min: Literal[0, 1] = 0
+    idle_seconds: int = Field(300, ge=1, le=86400)
+
+
+def _check_env(env: dict[str, Any], what: str) -> None:
+    if len(env) > ENV_MAX:
+        raise ValueError(f"{what} may have at most {ENV_MAX} entries")
+    size = sum(len(k) + len(v.get_secret_value() if isinstance(v, SecretStr) else v) for k, v in env.items() if v)
+    if size > ENV_BYTES:
+        raise ValueError(f"{what} may have at most {ENV_BYTES} characters in all")
+    for key in env:
+        if RESERVED_ENV.fullmatch(key):
+            raise ValueError(f"{what}: {key} is set by Slipway or the platform")
+
+
+class ServiceConfig(Body):
+    """How a release runs; everything but its name, its image and its secrets."""
+
+    port: int = Field(8080, ge=1, le=65535)
+    health_path: Annotated[Str, StringConstraints(pattern=r"^/[^\s#]*$", max_length=512)] = "/healthz"
+    env: dict[EnvName, Str] = Field(default_factory=dict)
+    scale: Scale = Scale()
+    cpus: float = Field(1, gt=0, le=64, allow_inf_nan=False)
+    memory_mb: int = Field(256, ge=16, le=262144)
+    regions: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{2,32}$")], ...] = Field((), max_length=8)
+
+    @model_validator(mode="after")
+    def _env(self) -> "ServiceConfig":
+        _check_env(self.env, "env")
+        return self
+
+
+class ServiceBlock(ServiceConfig):
+    """The service a build is promoted to. Leaving `secrets` out keeps those of the live release."""
+
+    name: ServiceName
+    secrets: dict[EnvName, SecretStr] | None = Field(None, description="Write-only.")
+
+    @model_validator(mode="after")
+    def _secrets(self) -> "ServiceBlock":
+        check_secrets(self.secrets, self.env)
+        return self
+
+    def config(self) -> dict[str, Any]:
+        """Return the part that a release keeps."""
+        return self.model_dump(mode="json", exclude={"name", "secrets"})
+
+
+def check_secrets(secrets: dict[str, SecretStr] | None, env: dict[str, str]) -> None:
+    """Raise ValueError when secrets are out of bounds or also named in ``env``."""
+    _check_env(dict(secrets or {}), "secrets")
+    for name, value in (secrets or {}).items():
+        _storable(value.get_secret_value())
+        if name in env:
+            raise ValueError(f"secrets: {name} is in env too")
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    if len(labels) > 32:
+        raise ValueError("at most 32 labels")
+    for key, value in labels.items():
+        if not 1 <= len(key) <= 63 or len(value) > 255:
+            raise ValueError(f"label {key[:63]!r}: names have 1 to 63 characters, values at most 255")
+    return labels
+
+
+class BuildRequest(Body):
+    """One build: a source, how to build it and, when `service` is there, what to promote it to."""
+
+    source: SourceSpec
+    build: BuildBlock = BuildBlock()
+    platform: PlatformName = Field("local", description="Where the service runs.")
+    builder: BuilderBlock = BuilderBlock()
+    service: ServiceBlock | None = None
+    labels: Annotated[dict[Str, Str], AfterValidator(_check_labels)] = Field(default_factory=dict)
+    strict: bool = Field(True, description="false: what can't be honoured becomes a warning instead of a 422.")
+
+
+class ServicePatch(Body):
+    """Changes of a service's config; what is left out stays. Makes a new release.
+
+    In `env` and `secrets` a value sets, `null` removes, and names not given stay as they are.
+    """
+
+    port: int | None = Field(None, ge=1, le=65535)
+    health_path: Annotated[Str, StringConstraints(pattern=r"^/[^\s#]*$", max_length=512)] | None = None
+    env: dict[EnvName, Str | None] | None = None
+    secrets: dict[EnvName, SecretStr | None] | None = Field(None, description="Write-only.")
+    scale: Scale | None = None
+    cpus: float | None = Field(None, gt=0, le=64, allow_inf_nan=False)
+    memory_mb: int | None = Field(None, ge=16, le=262144)
+    strict: bool = True
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "ServicePatch":
+        _check_env({k: v for k, v in (self.env or {}).items() if v is not None}, "env")
+        check_secrets({k: v for k, v in (self.secrets or {}).items() if v is not None}, {})
+        return self
+
+
+class ReleaseRequest(Body):
+    """Promote an artifact again."""
+
+    artifact_id: Annotated[str, StringConstraints(pattern=r"^art_[0-9a-v]{26}$")]
+    strict: bool = True
+
+
+class RollbackRequest(Body):
+    """Go back to a release: the one before the live one, or the one named."""
+
+    release_id: Annotated[str, StringConstraints(pattern=r"^rel_[0-9a-v]{26}$")] | None = None
