@@ -1,0 +1,7 @@
+"""Wakes sleeping services where the platform can't, and passes their traffic on.
+
+``server`` accepts and reads one request head after another (``head``); ``proxy`` takes each to its service and the
+answer back, over connections that ``pool`` keeps; ``tunnel`` is what follows a 101. ``wire`` is one connection,
+``limits`` all bounds, ``problems`` the answers of our own. All of that knows HTTP and the Protocol in ``routes``, which
+``rows`` fulfils from the database; ``leases`` writes down what is in flight, and ``idle`` lets services sleep.
+"""

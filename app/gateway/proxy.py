@@ -1,0 +1,260 @@
+"""One request on its way: find the service, have it woken, pass the request on and the answer back."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+
+import h11
+
+from app.errors import Refusal, unavailable
+from app.gateway.head import Incoming, bad_request, client_headers, trailers, upstream_request
+from app.gateway.limits import Limits
+from app.gateway.pool import Pool, Upstream
+from app.gateway.routes import Route, Routes
+from app.gateway.tunnel import tunnel
+from app.gateway.wire import Wire
+from app.platforms.base import Address
+
+# RFC 9110 section 9.2.2
+_IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+_ATTEMPTS = 3
+"""A pooled connection that was stale, an instance that is gone, and the try that counts."""
+
+
+@dataclass
+class Proxy:
+    """What all requests of a gateway share."""
+
+    routes: Routes
+    limits: Limits
+    pool: Pool
+    waiting: Counter[str] = field(default_factory=Counter)
+    draining: bool = False
+    """No request follows on any connection; answers say so."""
+
+
+class UpstreamFailedError(Exception):
+    """The upstream broke off or spoke nonsense; ``untouched`` tells that no byte of an answer had come."""
+
+    def __init__(self, message: str, *, untouched: bool = False) -> None:
+        super().__init__(message)
+        self.untouched = untouched
+
+
+class Exchange:
+    """One request of one client and its answer. After ``run`` the client's parser tells whether it may go on."""
+
+    def __init__(self, proxy: Proxy, client: Wire, incoming: Incoming) -> None:
+        self.proxy = proxy
+        self.limits = proxy.limits
+        self.client = client
+        self.incoming = incoming
+        self.parser = incoming.parser
+        self.status = 0
+        self._body_taken = False
+        self._request_end: h11.EndOfMessage | None = None
+        self._client_fault: Refusal | None = None
+        self._pump: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Raise Refusal for an answer of our own; UpstreamFailedError when an answer had begun and can't be ended."""
+        routes = self.proxy.routes
+        route = await routes.find(self.incoming.host)
+        if route is None:
+            raise Refusal(404, "unknown_host", f"No service is served as {self.incoming.host}.")
+        routes.entered(route)
+        try:
+            await self._deliver(route)
+        finally:
+            routes.left(route)
+
+    async def _deliver(self, route: Route) -> None:
+        refused: str = ""
+        for attempt in range(_ATTEMPTS):
+            address = await self._ready(route)
+            upstream = None
+            # The first failure may be a stale connection only, so the next try opens a fresh one.
+            if attempt == 0:
+                upstream = self.proxy.pool.take(address, repeatable=self._repeatable())
+            try:
+                if upstream is None:
+                    upstream = await self._connect(address)
+                return await self._once(upstream)
+            except UpstreamFailedError as error:
+                if self.status:
+                    raise
+                refused = str(error)
+                if upstream is None or upstream.used is None:
+                    self.proxy.pool.forget(address)
+                    await self.proxy.routes.failed(route, address)
+                if upstream is not None and not (error.untouched and self._repeatable()):
+                    break
+        raise Refusal(502, "upstream_failed", f"The service did not answer: {refused}.")
+
+    def _repeatable(self) -> bool:
+        return not self._body_taken and self.incoming.method in _IDEMPOTENT
+
+    async def _ready(self, route: Route) -> Address:
+        waiting = self.proxy.waiting
+        if waiting[route.service_id] >= self.limits.waiting:
+            raise unavailable("Too many requests wait for this service to wake.", reason="too_many_waiting")
+        waiting[route.service_id] += 1
+        try:
+            return await self.proxy.routes.ready(route)
+        finally:
+            waiting[route.service_id] -= 1
+            if not waiting[route.service_id]:
+                del waiting[route.service_id]
+
+    async def _connect(self, address: Address) -> Upstream:
+        try:
+            return await self.proxy.pool.connect(address)
+        except OSError as error:
+            raise UpstreamFailedError("its address takes no connections", untouched=True) from error
+
+    # ------------------------------------------------------------------------------------------ the request
+
+    async def _once(self, upstream: Upstream) -> None:
+        done = False
+        try:
+            upstream.wire.write(upstream.parser.send(upstream_request(self.incoming, self.client.peer)))
+            if not self._send_body(upstream):
+                self._pump = asyncio.create_task(self._pump_body(upstream))
+            done = await self._relay(upstream)
+        finally:
+            await self._end_pump()
+            if done:
+                self.proxy.pool.give(upstream)
+            else:
+                upstream.wire.abort()
+
+    def _send_body(self, upstream: Upstream) -> bool:
+        """Pass on what the parser holds of the body; True once all of it is."""
+        out = []
+        while self._request_end is None:
+            event = self.parser.next_event()
+            if event is h11.NEED_DATA:
+                break
+            if isinstance(event, h11.Data):
+                self._body_taken = True
+                out.append(upstream.parser.send(h11.Data(data=event.data)))
+            elif isinstance(event, h11.EndOfMessage):
+                self._request_end = event
+        if self._request_end is not None:
+            out.append(upstream.parser.send(h11.EndOfMessage(headers=trailers(self._request_end.headers))))
+        upstream.wire.write(b"".join(out))
+        return self._request_end is not None
+
+    async def _pump_body(self, upstream: Upstream) -> None:
+        """Pass the body on as it comes. A fault of the client ends the upstream's connection, which the relay sees."""
+        try:
+            while True:
+                async with asyncio.timeout(self.limits.body):
+                    data = await self.client.read()
+                self.parser.receive_data(data)
+                if self._send_body(upstream):
+                    return
+                await upstream.wire.drain(self.limits.stall)
+        except h11.RemoteProtocolError as error:
+            self._client_fault = bad_request(f"The request body can't be parsed: {error}.")
+        except TimeoutError:
+            # Either the client is silent or the upstream takes nothing.
+            if upstream.wire.lost or upstream.wire.transport.get_write_buffer_size():
+                self._client_fault = Refusal(504, "upstream_timeout", "The service does not read the request.")
+            else:
+                self._client_fault = bad_request("The request body did not come.", status=408, reason="body_timeout")
+        except (ConnectionError, h11.LocalProtocolError):
+            return  # the upstream may have answered before it closed, so the relay has the last word
+        upstream.wire.abort()
+
+    async def _end_pump(self) -> None:
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+            self._pump = None
+
+    # ------------------------------------------------------------------------------------------- the answer
+
+    async def _relay(self, upstream: Upstream) -> bool:
+        """Pass the answer on; True when both sides may be used again as far as the answer goes."""
+        out: list[bytes] = []
+        touched = False
+        try:
+            while True:
+                event = upstream.parser.next_event()
+                if event is h11.NEED_DATA:
+                    await self._flush(out)
+                    data = await self._read(upstream)
+                    touched = touched or bool(data)
+                    upstream.parser.receive_data(data)
+                elif isinstance(event, h11.Data):
+                    out.append(self.parser.send(h11.Data(data=event.data)))
+                elif isinstance(event, h11.Response):
+                    self.status = event.status_code
+                    out.append(self.parser.send(self._response(event)))
+                elif isinstance(event, h11.EndOfMessage):
+                    out.append(self.parser.send(h11.EndOfMessage(headers=trailers(event.headers))))
+                    await self._flush(out)
+                    return True
+                elif isinstance(event, h11.InformationalResponse):
+                    if event.status_code == 101:
+                        await self._switch(upstream, event)
+                        return False
+                    self._inform(event, out)
+                else:
+                    raise UpstreamFailedError("it closed the connection without an answer", untouched=not touched)
+        except h11.RemoteProtocolError as error:
+            self._raise_client_fault()
+            raise UpstreamFailedError("its answer can't be parsed", untouched=not touched) from error
+        except ConnectionResetError as error:
+            self._raise_client_fault()
+            raise UpstreamFailedError("it broke off", untouched=not touched) from error
+
+    def _raise_client_fault(self) -> None:
+        if self._client_fault is not None and not self.status:
+            raise self._client_fault
+
+    async def _read(self, upstream: Upstream) -> bytes:
+        if self.status:
+            return await upstream.wire.read()
+        while True:
+            try:
+                async with asyncio.timeout(self.limits.answer):
+                    return await upstream.wire.read()
+            except TimeoutError:
+                if self._pump is None or self._pump.done():
+                    raise Refusal(504, "upstream_timeout", "The service did not answer in time.") from None
+
+    async def _flush(self, out: list[bytes]) -> None:
+        if out:
+            self.client.write(b"".join(out))
+            out.clear()
+            await self.client.drain(self.limits.stall)
+
+    def _response(self, event: h11.Response) -> h11.Response:
+        headers = client_headers(event.headers)
+        if self.proxy.draining:
+            headers.append((b"connection", b"close"))
+        return h11.Response(status_code=event.status_code, reason=event.reason, headers=headers)
+
+    def _inform(self, event: h11.InformationalResponse, out: list[bytes]) -> None:
+        # RFC 9110 section 15.2: never to HTTP/1.0; and a 100 only to who asked for one.
+        wanted = event.status_code != 100 or self.parser.they_are_waiting_for_100_continue
+        if wanted and self.parser.their_http_version == b"1.1":
+            out.append(
+                self.parser.send(
+                    h11.InformationalResponse(
+                        status_code=event.status_code, reason=event.reason, headers=client_headers(event.headers)
+                    )
+                )
+            )
+
+    async def _switch(self, upstream: Upstream, event: h11.InformationalResponse) -> None:
+        self.status = 101
+        head = h11.InformationalResponse(
+            status_code=101, reason=event.reason, headers=client_headers(event.headers, switching=True)
+        )
+        self.client.write(self.parser.send(head))
+        self.client.put_back(self.parser.trailing_data[0])
+        upstream.wire.put_back(upstream.parser.trailing_data[0])
+        await tunnel(self.client, upstream.wire, self.limits)

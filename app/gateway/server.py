@@ -1,0 +1,250 @@
+"""The gateway's server: accepts connections, reads one request head after another, routes each by its own Host."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import h11
+
+from app.errors import Refusal, unavailable
+from app.gateway.head import Incoming, bad_request, parse, read_head
+from app.gateway.limits import Limits
+from app.gateway.pool import Pool
+from app.gateway.problems import problem
+from app.gateway.proxy import Exchange, Proxy, UpstreamFailedError
+from app.gateway.routes import Routes
+from app.gateway.wire import Wire
+from app.ids import new_id
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("app.gateway.access")
+
+
+class Connection:
+    """One client's connection and its requests, one after another."""
+
+    def __init__(self, server: "Server", wire: Wire) -> None:
+        self.server = server
+        self.limits = server.limits
+        self.wire = wire
+        self.exchange: Exchange | None = None
+        self.busy = False
+        self._half_closed: asyncio.TimerHandle | None = None
+        self._sent_before = 0
+        self.task = asyncio.get_running_loop().create_task(self._run())
+        # Nobody waits for the answer of a client that left, so whatever is being done for it is cut short.
+        wire.on_lost = self._lost
+        wire.on_end = self._watch_half_closed
+
+    def _lost(self) -> None:
+        self.task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            if len(self.server.connections) > self.limits.connections:
+                await self._turn_away(unavailable("Too many connections.", reason="too_many_connections"))
+                return
+            while await self._one():
+                pass
+        except (ConnectionError, TimeoutError):
+            self.wire.abort()
+        except asyncio.CancelledError:
+            self.wire.abort()
+            raise
+        except Exception:
+            log.exception("a connection of the gateway failed")
+            self.wire.abort()
+        finally:
+            self._cancel_watch()
+            self.wire.close(self.limits.stall)
+            self.server.connections.discard(self)
+
+    async def _one(self) -> bool:
+        """Serve one request; True when another may follow on this connection."""
+        try:
+            incoming = await self._next()
+        except Refusal as refusal:
+            await self._turn_away(refusal)
+            return False
+        if incoming is None:
+            return False
+        started = asyncio.get_running_loop().time()
+        exchange = self.exchange = Exchange(self.server.proxy, self.wire, incoming)
+        try:
+            await exchange.run()
+        except Refusal as refusal:
+            self._refuse(incoming, refusal)
+        except UpstreamFailedError as error:
+            # The answer can't be completed, and the client must not take it for complete: no last chunk, or a reset
+            # where the end of the connection is the end of the answer.
+            log.info("request %s: the service failed inside its answer: %s", incoming.id, error)
+            if incoming.parser.their_http_version == b"1.0":
+                self.wire.abort()
+            return False
+        finally:
+            self._cancel_watch()
+            if self.server.access_log:
+                self._log(exchange, asyncio.get_running_loop().time() - started)
+            self.exchange, self.busy = None, False
+        return await self._keep(incoming.parser)
+
+    async def _next(self) -> Incoming | None:
+        """Wait for the next request and parse its head; None when the client is done or was idle for too long."""
+        if not self.wire.buffered:
+            try:
+                async with asyncio.timeout(self.limits.idle):
+                    first = await self.wire.read()
+            except TimeoutError:
+                return None
+            if not first:
+                return None
+            self.wire.put_back(first)
+        self.busy = True
+        try:
+            async with asyncio.timeout(self.limits.head):
+                head = await read_head(self.wire)
+        except TimeoutError:
+            raise bad_request("The request head did not come in time.", status=408, reason="head_timeout") from None
+        if self.wire.ended:
+            self._watch_half_closed()
+        return None if head is None else parse(head)
+
+    # -------------------------------------------------------------------------------------------- endings
+
+    async def _keep(self, parser: h11.Connection) -> bool:
+        if parser.our_state is h11.DONE and parser.their_state is h11.DONE:
+            self.wire.put_back(parser.trailing_data[0])
+            return not self.server.proxy.draining
+        if parser.our_state is not h11.SWITCHED_PROTOCOL:
+            await self._linger()
+        return False
+
+    def _refuse(self, incoming: Incoming, refusal: Refusal) -> None:
+        """Answer with a problem document; the connection may go on if all of the request is here already."""
+        assert self.exchange is not None
+        self.exchange.status = refusal.status
+        parser = incoming.parser
+        close = self.server.proxy.draining
+        try:
+            if self.wire.buffered and parser.their_state is h11.SEND_BODY:
+                parser.receive_data(self.wire.take())
+            while parser.their_state is h11.SEND_BODY and parser.next_event() is not h11.NEED_DATA:
+                pass
+        except h11.RemoteProtocolError:
+            close = True
+        close = close or parser.their_state is h11.SEND_BODY
+        self.wire.write(problem(parser, refusal, incoming.id, close=close))
+
+    async def _turn_away(self, refusal: Refusal) -> None:
+        """Answer what could not be read as a request, and end the connection."""
+        self.wire.write(problem(h11.Connection(h11.SERVER), refusal, new_id("req"), close=True))
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Read on for a moment: closing with unread bytes would reset the connection and take the answer with it."""
+        self.wire.end()
+        try:
+            async with asyncio.timeout(self.limits.linger):
+                while await self.wire.read():
+                    pass
+        except (TimeoutError, ConnectionError):
+            return
+
+    # ------------------------------------------------------------------------------- clients that half-closed
+
+    def _watch_half_closed(self) -> None:
+        """Give up on a client that sends no more once nothing was sent to it for a while.
+
+        A FIN is all that a client shows that left, and also one that only has nothing more to say. The first write to
+        the former brings a reset; so only silence is bounded.
+        """
+        if self.busy and self._half_closed is None:
+            self._sent_before = self.wire.sent
+            loop = asyncio.get_running_loop()
+            self._half_closed = loop.call_later(self.limits.half_closed, self._check_half_closed)
+
+    def _check_half_closed(self) -> None:
+        self._half_closed = None
+        if self.exchange is not None and self.exchange.status == 101:
+            return  # the tunnel has its own bound
+        if self.wire.sent == self._sent_before:
+            self.task.cancel()
+        else:
+            self._watch_half_closed()
+
+    def _cancel_watch(self) -> None:
+        if self._half_closed is not None:
+            self._half_closed.cancel()
+            self._half_closed = None
+
+    def _log(self, exchange: Exchange, seconds: float) -> None:
+        incoming = exchange.incoming
+        access.info(
+            "%s %s %s %s %d %.1f ms %s",
+            self.wire.peer,
+            incoming.method.decode("ascii"),
+            incoming.host,
+            incoming.target.partition(b"?")[0].decode("ascii"),
+            exchange.status,
+            seconds * 1000,
+            incoming.id,
+        )
+
+
+class Server:
+    """A running gateway; ``port`` is the one it was bound to."""
+
+    def __init__(self, routes: Routes, limits: Limits, *, access_log: bool) -> None:
+        self.limits = limits
+        self.access_log = access_log
+        self.proxy = Proxy(routes, limits, Pool(limits))
+        self.connections: set[Connection] = set()
+        self.port = 0
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> None:
+        """Bind and accept; OSError when the port is taken."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Wire(self._opened), host, port, backlog=1024)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def _opened(self, wire: Wire) -> None:
+        self.connections.add(Connection(self, wire))
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Accept no more, let what is in flight end within the grace, then cut the rest off."""
+        if self._server is not None:
+            self._server.close()
+        self.proxy.draining = True
+        for connection in list(self.connections):
+            if not connection.busy:
+                connection.wire.close(self.limits.stall)
+        tasks = {connection.task for connection in self.connections}
+        if tasks:
+            _, rest = await asyncio.wait(tasks, timeout=grace_seconds)
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self.proxy.pool.close()
+        if self._server is not None:
+            await self._server.wait_closed()
+
+
+@asynccontextmanager
+async def serve(
+    routes: Routes,
+    *,
+    host: str,
+    port: int,
+    limits: Limits | None = None,
+    grace_seconds: float = 10.0,
+    access_log: bool = False,
+) -> AsyncIterator[Server]:
+    """Serve while the block runs; port 0 takes a free one. Leaving it stops gracefully within ``grace_seconds``."""
+    server = Server(routes, limits or Limits(), access_log=access_log)
+    await server.start(host, port)
+    try:
+        yield server
+    finally:
+        await server.stop(grace_seconds)
