@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from app.embedded.errors import ReachError
 from app.embedded.launcher import allows, follow
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -25,10 +26,6 @@ class Account(NamedTuple):
     name: str
     uid: int
     gid: int
-
-
-class ReachError(Exception):
-    """There is no account to drop to; the text is one sentence for a person."""
 
 
 def account() -> Account | None:
