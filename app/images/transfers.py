@@ -1,0 +1,175 @@
+"""Bytes in and out of the embedded registry: a part of a file as an answer, a request's body into an upload."""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.images import uploads
+from app.images.errors import Fault
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d+)-(\d+)(?:/.*)?")
+_READ = 256 * 1024
+_WRITE = 1024 * 1024
+#: How long an answer that refuses a body waits for the rest of it, in seconds.
+DRAIN_SECONDS = 10.0
+
+
+class FilePart(Response):
+    """``length`` bytes of an open file from ``start``; the file is closed at the end, however that comes."""
+
+    def __init__(self, file: IO[bytes], start: int, length: int, *, status: int, headers: dict[str, str]) -> None:
+        super().__init__(status_code=status, headers={**headers, "Content-Length": str(length)})
+        self._file, self._start, self._left = file, start, length
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the part in small pieces; reading is done in a thread."""
+        with self._file as file:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await asyncio.to_thread(file.seek, self._start)
+            while self._left > 0:
+                data = await asyncio.to_thread(file.read, min(_READ, self._left))
+                if not data:
+                    raise OSError("a blob is shorter than it was")
+                self._left -= len(data)
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+
+class Drain:
+    """ASGI: before an error is answered, the rest of the request's body is read and dropped.
+
+    A server that closes on unread bytes resets the connection, and the client may never see the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on, but for that."""
+        over = scope["type"] != "http"
+
+        async def watched() -> Message:
+            nonlocal over
+            message = await receive()
+            over = over or not message.get("more_body", False)
+            return message
+
+        async def draining(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                try:
+                    async with asyncio.timeout(DRAIN_SECONDS):
+                        while not over:
+                            await watched()
+                except TimeoutError:
+                    pass
+            await send(message)
+
+        await self._app(scope, watched, draining)
+
+
+def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return (start, length) that a Range header asks of ``size`` bytes; None when all of them are meant.
+
+    Raises the 416 when nothing of it is there. Several ranges at once are not offered: they get everything.
+    """
+    match = _RANGE.fullmatch((header or "").strip())
+    if match is None or match[1] == match[2] == "":
+        return None
+    if match[1] == "":
+        start, end = max(0, size - int(match[2])), size - 1
+    else:
+        start, end = int(match[1]), min(int(match[2] or size), size - 1)
+    if start >= size or start > end:
+        raise Fault(416, "SIZE_INVALID", f"the blob has {size} bytes", {"Content-Range": f"bytes */{size}"})
+    return start, end - start + 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """The upload that a body goes to."""
+
+    root: Path
+    repository: str
+    upload: str
+    max_bytes: int
+
+    def room(self) -> int:
+        """Return how many more bytes it may take."""
+        return uploads.room(self.root, self.repository, self.upload, self.max_bytes)
+
+    def offset(self) -> int:
+        """Return how many bytes it has."""
+        return uploads.offset(self.root, self.repository, self.upload)
+
+
+async def receive_body(request: Request, to: Target) -> None:
+    """Add the request's body to an upload, in bounded memory; what came before a cut stays.
+
+    Raises 416 when its Content-Range does not go on from the offset, 413 when it is too much (the upload is gone then).
+    """
+    file = await asyncio.to_thread(uploads.append_to, to.root, to.repository, to.upload)
+    try:
+        begin = await asyncio.to_thread(to.offset)
+        declared = _declared(request, begin)
+        end = await _pour(request, file, to)
+        if declared is not None and end - begin != declared:
+            await asyncio.to_thread(file.truncate, begin)
+            raise Fault(400, "SIZE_INVALID", f"{end - begin} bytes came, Content-Range says {declared}")
+    finally:
+        file.close()
+
+
+async def _pour(request: Request, file: IO[bytes], to: Target) -> int:
+    buffer = bytearray()
+    try:
+        left = await asyncio.to_thread(to.room)
+        if int(request.headers.get("content-length") or 0) > left:
+            raise _too_large(to.max_bytes)
+        async for data in request.stream():
+            buffer += data
+            if len(buffer) > left:
+                raise _too_large(to.max_bytes)
+            if len(buffer) >= _WRITE:
+                await asyncio.to_thread(_write, file, buffer)
+                left = await asyncio.to_thread(to.room)
+        await asyncio.to_thread(_write, file, buffer)
+    except ClientDisconnect:
+        await asyncio.to_thread(_write, file, buffer)
+        raise
+    except Fault as fault:
+        if fault.status == 413:
+            await asyncio.to_thread(uploads.cancel, to.root, to.repository, to.upload)
+        raise
+    return file.tell()
+
+
+def _write(file: IO[bytes], buffer: bytearray) -> None:
+    while buffer:
+        del buffer[: file.write(buffer)]
+
+
+def _declared(request: Request, begin: int) -> int | None:
+    header = request.headers.get("content-range")
+    if header is None:
+        return None
+    match = _CONTENT_RANGE.fullmatch(header.strip())
+    if match is None or int(match[1]) != begin or int(match[2]) < begin:
+        raise Fault(416, "BLOB_UPLOAD_INVALID", f"the upload goes on at {begin}", upload_headers(request, begin))
+    return int(match[2]) - begin + 1
+
+
+def upload_headers(request: Request, offset: int, location: str | None = None) -> dict[str, str]:
+    """Return the headers that tell where an upload stands; an empty one is ``0-0``, as everywhere."""
+    path = location or request.url.path
+    return {"Location": path, "Range": f"0-{max(offset - 1, 0)}", "Docker-Upload-UUID": path.rsplit("/", 1)[-1]}
+
+
+def _too_large(max_bytes: int) -> Fault:
+    return Fault(413, "SIZE_INVALID", f"a blob may have at most {max_bytes} bytes")
