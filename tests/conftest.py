@@ -1,0 +1,37 @@
+"""What all tests share: one real PostgreSQL for the run, and a migrated database of its own for each test."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.databases import SharedServer, shared_server
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run share, and no other run."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def postgres(run_folder: Path) -> Iterator[SharedServer]:
+    """The run's server: TEST_DATABASE_URL's, or one of our own that ends with the last process of the run."""
+    with shared_server(run_folder) as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: SharedServer) -> Iterator[str]:
+    """A database with the newest schema, of this test alone; dropped afterwards whoever is still connected."""
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(postgres: SharedServer) -> Iterator[str]:
+    """A database with nothing in it."""
+    with postgres.database(migrated=False) as url:
+        yield url
