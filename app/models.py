@@ -346,8 +346,10 @@ class Release(Base):
     """Order of the wish to run this artifact; a lower one never replaces a higher one."""
     config_sequence: Mapped[int]
     """Order of the wish to run with this config."""
+    patch: Mapped[Json | None]
+    """For ``config``: what to change in the live release's config and secrets; applied when the release is claimed."""
     config: Mapped[Json]
-    secret_versions: Mapped[Json]
+    secret_versions: Mapped[Json | None]
     handle: Mapped[str | None]
     region: Mapped[str | None] = mapped_column(String(64))
     url: Mapped[str | None]

@@ -115,6 +115,10 @@ class Settings(BaseSettings):
     heartbeat_timeout_seconds: float = Field(60.0, gt=0)
     """A running builder that is silent for longer is looked at; gone on its platform means lost."""
     promote_timeout_seconds: float = Field(60.0, gt=0)
+    """How long a release may take to come up and pass its health check."""
+    wake_timeout_seconds: float = Field(30.0, gt=0)
+    drain_seconds: float = Field(10.0, ge=0)
+    """How long a superseded release may finish its requests before it is stopped."""
     sandbox: Literal["bubblewrap", "none"] = "bubblewrap"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "text"] = "auto"
@@ -162,6 +166,12 @@ class Settings(BaseSettings):
         """The API as processes on this machine reach it."""
         host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compared, not bound
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def service_url(self, host: str) -> str:
+        """Return a service's address behind our gateway; ``host`` is its first label."""
+        if self.gateway_domain == "localhost":
+            return f"http://{host}.localhost:{self.gateway_port}"
+        return f"https://{host}.{self.gateway_domain}"
 
     @property
     def embedded_database(self) -> bool:

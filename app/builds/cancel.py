@@ -1,0 +1,34 @@
+"""End a build that nobody wants any more; its builder is told to stop and its machine removed."""
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import store
+from app.builds import slots
+from app.builds.ending import end_run
+from app.context import Context
+from app.errors import conflict
+from app.lifecycle import BuildStatus, Reason, ReleaseStatus, RunStatus, is_terminal
+from app.models import Build, Release, Run
+
+
+async def cancel(context: Context, session: AsyncSession, build: Build, *, message: str | None = None) -> Build:
+    """Move a locked build to canceled, with its run and its release. Canceled already is success; ended is 409."""
+    if build.status == BuildStatus.CANCELED:
+        return build
+    if is_terminal(build.status):
+        raise conflict("build_ended", f"Build {build.id} is {build.status}; it can't be canceled any more.")
+    before = build.status
+    reason = Reason.CANCELED_BY_USER
+    text = store.explain(reason, message)
+    await store.move(session, build, BuildStatus.CANCELED, reason=reason, message=text, event={"reason": reason})
+    open_runs = select(Run).where(Run.build_id == build.id, Run.finished_at.is_(None)).with_for_update()
+    for run in (await session.execute(open_runs)).scalars():
+        await end_run(context, session, run, RunStatus.CANCELED, reason=reason, message=text)
+    if before in slots.IN_SLOT:
+        await slots.freed(context, session, build.builder_platform)
+    if before == BuildStatus.PROMOTING and build.release_id:
+        release = await session.get(Release, build.release_id, with_for_update=True)
+        if release is not None and release.status in {ReleaseStatus.PENDING, ReleaseStatus.DEPLOYING}:
+            await store.fail(session, release, reason, text)
+    return build

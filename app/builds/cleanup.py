@@ -1,0 +1,115 @@
+"""Remove the machine of a run that is over, and look at the machine of one that has gone quiet."""
+
+import asyncio
+
+import structlog
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import faults, store
+from app.builds import slots
+from app.builds.ending import end_run, requeue
+from app.context import Context
+from app.lifecycle import Reason, RunStatus, is_terminal
+from app.models import Build, Run, RunLog
+from app.platforms.base import Inspection, LogLine, Phase, PlatformError, Ref
+
+log = structlog.get_logger()
+
+CALL_SECONDS = 60
+TAIL_LINES = 50
+
+
+def ref_of(run: Run) -> Ref:
+    """Return the run's machine as its platform knows it."""
+    return Ref(name=run.name, handle=run.handle, region=run.region)
+
+
+async def cleanup(context: Context, run_id: str) -> None:
+    """Remove the machine of an ended run; safe to repeat, and repeated by reconcile until it was done."""
+    async with context.sessions() as session:
+        run = await session.get(Run, run_id)
+    if run is None or not is_terminal(run.status):
+        return
+    platform = context.platform(run.platform)
+    if platform is None or platform.builders is None:
+        return
+    try:
+        async with asyncio.timeout(CALL_SECONDS):
+            await platform.builders.stop(ref_of(run))
+    except (PlatformError, TimeoutError) as e:
+        log.warning("clean-up will be tried again", run_id=run.id, error=str(e) or type(e).__name__)
+        return
+    faults.at("cleanup.stopped")
+    async with context.sessions.begin() as session:
+        await session.execute(update(Run).where(Run.id == run_id).values(cleaned_at=func.now(), next_check_at=None))
+    faults.at("cleanup.recorded")
+
+
+async def check(context: Context, run_id: str) -> None:
+    """Ask the platform about a run that is silent or past its deadline, and end it when its machine is no longer at work."""
+    async with context.sessions() as session:
+        run = await session.get(Run, run_id)
+        past = (await session.execute(select(func.now() > run.deadline_at))).scalar_one() if run else False
+    if run is None or is_terminal(run.status):
+        return
+    platform = context.platform(run.platform)
+    if platform is None or platform.builders is None:
+        return
+    seen, tail = None, list[LogLine]()
+    try:
+        async with asyncio.timeout(CALL_SECONDS):
+            seen = await platform.builders.inspect(ref_of(run))
+            if past or seen.phase in {Phase.EXITED, Phase.FAILED}:
+                tail = await platform.builders.logs(ref_of(run), limit=TAIL_LINES)
+    except (PlatformError, TimeoutError) as e:
+        log.warning("run can't be looked at", run_id=run.id, error=str(e) or type(e).__name__)
+    if not past and (seen is None or seen.phase in {Phase.STARTING, Phase.RUNNING}):
+        return
+    if not past and seen is not None and seen.phase is Phase.GONE and run.status == RunStatus.LAUNCHING:
+        return  # perhaps not there yet: the launch itself, or the deadline, decides
+    async with context.sessions.begin() as session:
+        await _lose(context, session, run, seen, tail, past=past)
+
+
+async def _lose(
+    context: Context, session: AsyncSession, run: Run, seen: Inspection | None, tail: list[LogLine], *, past: bool
+) -> None:
+    build = (await session.execute(select(Build).where(Build.id == run.build_id).with_for_update())).scalar_one()
+    run = (
+        await session.execute(
+            select(Run).where(Run.id == run.id).with_for_update().execution_options(populate_existing=True)
+        )
+    ).scalar_one()
+    if is_terminal(run.status):
+        return
+    reason, message = _why(build, run, seen, past=past)
+    exit_code = seen.exit_code if seen else None
+    oom = bool(seen and seen.out_of_memory)
+    values = {"reason": reason, "message": message, "exit_code": exit_code, "out_of_memory": oom}
+    await end_run(context, session, run, RunStatus.LOST if reason is Reason.BUILDER_LOST else RunStatus.FAILED, **values)
+    if tail and run.log_next == 0:  # the builder never got to send its own lines: the platform's are all there is
+        lines = [{"t": t.at.timestamp(), "s": t.stream if t.stream != "platform" else "builder", "m": t.text} for t in tail]
+        await session.execute(insert(RunLog).values(run_id=run.id, number=0, lines=lines))
+        run.log_next = len(lines)
+    if build.status not in slots.IN_SLOT or build.attempt != run.attempt:
+        return
+    if reason is Reason.BUILDER_LOST:
+        await requeue(context, session, build, reason, message, delay=1)
+    else:
+        await store.fail(session, build, reason, message)
+    await slots.freed(context, session, run.platform)
+
+
+def _why(build: Build, run: Run, seen: Inspection | None, *, past: bool) -> tuple[Reason, str]:
+    if seen is not None and seen.out_of_memory:
+        return Reason.OUT_OF_MEMORY, f"The builder was ended for using more than {build.spec['builder']['memory_mb']} MB."
+    stage = f" in stage {run.stage}" if run.stage else ""
+    if past:
+        return Reason.TIMEOUT, f"The build was not done after {build.spec['builder']['timeout_seconds']} seconds{stage}."
+    phase = seen.phase if seen else Phase.GONE
+    code = f" with code {seen.exit_code}" if seen and seen.exit_code is not None else ""
+    what = f"ended{code} without a report" if phase in {Phase.EXITED, Phase.FAILED} else "is gone from its platform"
+    return Reason.BUILDER_LOST, f"The builder on {run.platform} {what}{stage}."
+
+

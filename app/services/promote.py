@@ -1,0 +1,384 @@
+"""Bring a release up, gate it from outside, and only then switch the service over.
+
+A failed release leaves the old one serving. One release of a service deploys at a time; a release that is older than what is
+live ends superseded. Every step may be repeated: the release's name is the platform's key.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import httpx
+import structlog
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import faults, store
+from app.context import Context
+from app.ids import remote_name
+from app.images.access import RegistryError
+from app.lifecycle import BuildStatus, Reason, ReleaseStatus, ServiceStatus, is_terminal
+from app.models import Artifact, Build, Release, SecretVersion, Service
+from app.platforms.base import (
+    Address,
+    ImageRef,
+    Inspection,
+    Misconfigured,
+    NoCapacity,
+    Phase,
+    Platform,
+    PlatformError,
+    Rejected,
+    Services,
+    ServiceSpec,
+    Size,
+    StartFailed,
+    Transient,
+    Unsupported,
+)
+from app.secrets import KeysError, Sealed
+from app.services import retire
+from app.services.release import nudge, ref_of
+
+log = structlog.get_logger()
+
+PROBE_SECONDS = 5.0
+CALL_SECONDS = 60
+DEPLOYING_CHECK_SECONDS = 20
+PULL_SECONDS = 3600
+
+
+@dataclass
+class Gated(Exception):
+    """The release can't go live; ``again`` seconds until the next try when it still might."""
+
+    reason: Reason
+    message: str
+    again: float | None = None
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """What promote works on, read in the claim's transaction."""
+
+    release: Release
+    service: Service
+    artifact: Artifact
+    seconds_left: float
+
+
+async def promote(context: Context, release_id: str) -> None:
+    """Take one release as far as it can go now."""
+    async with context.sessions.begin() as session:
+        claimed = await _claim(context, session, release_id)
+    if claimed is None:
+        return
+    faults.at("promote.claimed")
+    release = claimed.release
+    try:
+        platform = context.platform(release.platform)
+        if platform is None or platform.services is None:
+            raise Gated(Reason.PLATFORM_MISCONFIGURED, f"{release.platform} is not offered any more")
+        with _platform_errors(release):
+            address = await _bring_up(context, claimed, platform, platform.services)
+            faults.at("promote.gated")
+            async with asyncio.timeout(CALL_SECONDS):
+                await platform.services.activate(ref_of(context, release))
+        faults.at("promote.activated")
+    except Gated as e:
+        await _not_live(context, claimed, e)
+    else:
+        async with context.sessions.begin() as session:
+            await _switch(context, session, release.id, address)
+        faults.at("promote.recorded")
+
+
+# --------------------------------------------------------------------------------------------------- claim
+
+
+async def _claim(context: Context, session: AsyncSession, release_id: str) -> Claimed | None:
+    release = await session.get(Release, release_id)
+    if release is None or release.status not in {ReleaseStatus.PENDING, ReleaseStatus.DEPLOYING}:
+        return None
+    service = (
+        await session.execute(select(Service).where(Service.id == release.service_id).with_for_update())
+    ).scalar_one()
+    await session.refresh(release)
+    if service.deleted_at is not None:
+        await _end(context, session, release, Reason.CANCELED_BY_USER, "The service was deleted.")
+        return None
+    if release.status == ReleaseStatus.PENDING:
+        busy = select(Release.id).where(
+            Release.service_id == service.id, Release.status == ReleaseStatus.DEPLOYING, Release.id != release.id
+        )
+        if (await session.execute(busy)).first() is not None:
+            return None  # whoever deploys nudges the next one at its end
+        live = await session.get(Release, service.live_release_id) if service.live_release_id else None
+        if not settle(release, live):
+            await _end(context, session, release, Reason.SUPERSEDED, None)
+            return None
+        seconds = context.settings.promote_timeout_seconds
+        moved = await store.move(
+            session,
+            release,
+            ReleaseStatus.DEPLOYING,
+            deadline_at=func.now() + timedelta(seconds=seconds),
+            next_check_at=func.now() + timedelta(seconds=DEPLOYING_CHECK_SECONDS),
+        )
+        if not moved:
+            return None
+    elif release.status != ReleaseStatus.DEPLOYING:
+        return None
+    artifact = await session.get(Artifact, release.artifact_id)
+    assert artifact is not None
+    left = (await session.execute(select(release.deadline_at - func.clock_timestamp()))).scalar_one()
+    return Claimed(release, service, artifact, left.total_seconds())
+
+
+def settle(release: Release, live: Release | None) -> bool:
+    """Fix what the release runs, given what is live now; False when all it brings is older than that.
+
+    Artifact and config have an order each, so that a config change and a slow build don't undo one another.
+    """
+    if release.kind == "config" and release.patch is not None and live is not None:
+        release.artifact_id, release.sequence = live.artifact_id, live.sequence
+        release.config = merge(live.config, release.patch["config"])
+        release.secret_versions = merge(live.secret_versions or {}, release.patch["secrets"])
+        return True
+    if live is not None and release.sequence < live.sequence:
+        return False
+    if live is not None and release.kind == "build" and release.config_sequence < live.config_sequence:
+        release.config, release.secret_versions = live.config, live.secret_versions
+        release.config_sequence = live.config_sequence
+    if release.secret_versions is None:
+        release.secret_versions = (live.secret_versions or {}) if live is not None else {}
+    return True
+
+
+def merge(base: dict[str, object], patch: dict[str, object]) -> dict[str, object]:
+    """Apply a patch: nested objects are merged, null removes, everything else replaces."""
+    merged = dict(base)
+    for key, value in patch.items():
+        known = merged.get(key)
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(known, dict):
+            merged[key] = merge(known, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+# --------------------------------------------------------------------------------------------------- bring up
+
+
+@contextlib.contextmanager
+def _platform_errors(release: Release) -> Iterator[None]:
+    """Turn what a platform raises into what it means for the release."""
+    try:
+        yield
+    except StartFailed as e:
+        raise Gated(Reason(e.reason), e.message) from e
+    except (Rejected, Unsupported) as e:
+        raise Gated(Reason.PLATFORM_REJECTED, str(e)) from e
+    except Misconfigured as e:
+        log.error("platform misconfigured", platform=release.platform, release_id=release.id, error=str(e))
+        raise Gated(Reason.PLATFORM_MISCONFIGURED, str(e)) from e
+    except NoCapacity as e:
+        raise Gated(Reason.NO_CAPACITY, str(e), again=15) from e
+    except KeysError as e:
+        raise Gated(Reason.INTERNAL_ERROR, str(e)) from e
+    except RegistryError as e:
+        raise Gated(Reason.REGISTRY_UNAVAILABLE, str(e), again=5) from e
+    except Transient as e:
+        raise Gated(Reason.INTERNAL_ERROR, str(e), again=e.retry_after or min(2.0**release.tries, 30)) from e
+    except (PlatformError, TimeoutError) as e:
+        raise Gated(Reason.INTERNAL_ERROR, str(e) or "the platform did not answer", again=min(2.0**release.tries, 30)) from e
+
+
+async def _bring_up(context: Context, claimed: Claimed, platform: Platform, services: Services) -> Address:
+    """Deploy the release and wait until it answers its health check from outside."""
+    spec = await _spec(context, claimed, platform, services)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + claimed.seconds_left
+    async with asyncio.timeout(max(claimed.seconds_left, 5) + CALL_SECONDS):
+        launched = await services.deploy(spec)
+    faults.at("promote.deployed")
+    effective = {"cpus": launched.effective.cpus, "memory_mb": launched.effective.memory_mb}
+    if launched.effective.plan:
+        effective["plan"] = launched.effective.plan
+    async with context.sessions.begin() as session:
+        values = {"handle": launched.handle, "region": launched.region, "url": launched.url, "effective": effective}
+        await session.execute(update(Release).where(Release.id == claimed.release.id).values(**values))
+    claimed.release.handle, claimed.release.region = launched.handle, launched.region
+    host = f"{claimed.service.host}.{context.settings.gateway_domain}"
+    ref, pause, last = ref_of(context, claimed.release), 0.005, "it never listened"
+    reason = Reason.NOT_LISTENING
+    async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False, verify=platform.traits.remote) as client:
+        while True:
+            seen = await services.inspect(ref)
+            if seen.phase in {Phase.FAILED, Phase.EXITED, Phase.GONE}:
+                raise _died(seen)
+            if seen.address is not None:
+                reason = Reason.HEALTH_CHECK_FAILED
+                healthy, last = await _probe(client, seen.address, spec, host)
+                if healthy:
+                    return seen.address
+            if loop.time() > deadline:
+                raise Gated(reason, _too_late(reason, spec, last, context.settings.promote_timeout_seconds))
+            # Look often at first: a Go program is up in milliseconds, and a platform says how often it may be asked.
+            await asyncio.sleep(max(pause, platform.traits.poll_seconds))
+            pause = min(pause * 1.5, 1.0)
+
+
+def _died(seen: Inspection) -> Gated:
+    if seen.out_of_memory:
+        return Gated(Reason.OUT_OF_MEMORY, seen.message or "The program used more memory than service.memory_mb.")
+    code = f" with code {seen.exit_code}" if seen.exit_code is not None else ""
+    return Gated(Reason.CRASHED_AT_START, seen.message or f"The program ended{code} right after its start.")
+
+
+def _too_late(reason: Reason, spec: ServiceSpec, last: str, seconds: float) -> str:
+    if reason is Reason.NOT_LISTENING:
+        return f"The program did not listen on port {spec.port} ($PORT) within {seconds:g} seconds."
+    return f"GET {spec.health_path} did not return a 2xx within {seconds:g} seconds: {last}."
+
+
+async def _probe(client: httpx.AsyncClient, address: Address, spec: ServiceSpec, host: str) -> tuple[bool, str]:
+    """Ask for the health path once; return whether it is healthy and what was seen."""
+    local = address.url.startswith("http://")
+    try:
+        answer = await client.get(address.url + spec.health_path, headers={"Host": host} if local else {})
+    except httpx.HTTPError as e:
+        return False, f"{type(e).__name__} {e}".strip()
+    return answer.is_success, f"status {answer.status_code}"
+
+
+async def _spec(context: Context, claimed: Claimed, platform: Platform, services: Services) -> ServiceSpec:
+    release, artifact, config = claimed.release, claimed.artifact, claimed.release.config
+    grant = await context.images.pull_grant(
+        artifact.repository, artifact.digest, remote=platform.traits.remote, ttl=PULL_SECONDS
+    )
+    size = Size(cpus=config["cpus"], memory_mb=config["memory_mb"])
+    with contextlib.suppress(Unsupported):  # a lenient request was warned of it at submit; deploy says no otherwise
+        size = services.fit(size)
+    return ServiceSpec(
+        service=remote_name(context.installation, claimed.service.id),
+        release=remote_name(context.installation, release.id),
+        image=ImageRef(
+            registry=grant.registry,
+            repository=grant.repository,
+            digest=grant.digest,
+            username=grant.username,
+            password=grant.password,
+        ),
+        port=config["port"],
+        health_path=config["health_path"],
+        env=config["env"],
+        secrets=await _secrets(context, release),
+        size=size,
+        scale_min=config["scale"]["min"],
+        idle_seconds=config["scale"]["idle_seconds"],
+        regions=tuple(config.get("regions", ())),
+        metadata={"service": claimed.service.id, "release": release.id, "project": release.project_id},
+    )
+
+
+async def _secrets(context: Context, release: Release) -> dict[str, str]:
+    versions = release.secret_versions or {}
+    if not versions:
+        return {}
+    async with context.sessions() as session:
+        rows = (await session.execute(select(SecretVersion).where(SecretVersion.id.in_(versions.values())))).scalars()
+        sealed = {row.id: Sealed(row.key_id, row.nonce, row.ciphertext) for row in rows}
+    return {name: context.keyring.open(sealed[row_id], about=row_id) for name, row_id in versions.items()}
+
+
+# --------------------------------------------------------------------------------------------------- switch
+
+
+async def _switch(context: Context, session: AsyncSession, release_id: str, address: Address) -> None:
+    """Make the release the live one, in one transaction with everything that follows from it."""
+    release = await session.get(Release, release_id)
+    assert release is not None
+    statement = select(Service).where(Service.id == release.service_id).with_for_update()
+    service = (await session.execute(statement)).scalar_one()
+    await session.refresh(release)
+    if release.status != ReleaseStatus.DEPLOYING:
+        return  # canceled, or switched by somebody who did the same work
+    if service.deleted_at is not None:
+        await _end(context, session, release, Reason.CANCELED_BY_USER, "The service was deleted.")
+        return
+    if service.live_release_id:
+        old = await session.get(Release, service.live_release_id)
+        if old is not None and old.status == ReleaseStatus.LIVE:
+            check = func.now() + timedelta(seconds=context.settings.drain_seconds + 30)
+            await store.move(session, old, ReleaseStatus.SUPERSEDED, next_check_at=check)
+            await retire.nudge(context, session, old, delay=context.settings.drain_seconds)
+    await store.move(session, release, ReleaseStatus.LIVE, next_check_at=None, event={"number": release.number})
+    fronted = context.catalog.entries[release.platform].traits.scale_to_zero == "manual"
+    await store.move(
+        session,
+        service,
+        ServiceStatus.RUNNING,
+        live_release_id=release.id,
+        platform=release.platform,
+        url=context.settings.service_url(service.host) if fronted else release.url,
+        address=address.url,
+        instance_id=address.instance_id,
+        starts=Service.starts + 1,
+        last_request_at=func.now(),
+        reason=None,
+        message=None,
+        next_check_at=None,
+        event={"release_id": release.id, "instance_id": address.instance_id},
+    )
+    if release.build_id:
+        build = await session.get(Build, release.build_id, with_for_update=True)
+        if build is not None and build.status == BuildStatus.PROMOTING:
+            await store.move(session, build, BuildStatus.SUCCEEDED, release_id=release.id)
+    await _next_pending(context, session, service.id)
+
+
+async def _not_live(context: Context, claimed: Claimed, problem: Gated) -> None:
+    """Try again later when that may help and time is left; else end the release, which leaves the old one serving."""
+    async with context.sessions.begin() as session:
+        release = await session.get(Release, claimed.release.id, with_for_update=True)
+        if release is None or release.status != ReleaseStatus.DEPLOYING:
+            return
+        late = (await session.execute(select(func.clock_timestamp() > release.deadline_at))).scalar_one()
+        if problem.again is not None and not late:
+            release.tries += 1
+            release.message = problem.message
+            release.next_check_at = func.now() + timedelta(seconds=problem.again + DEPLOYING_CHECK_SECONDS)
+            await nudge(context, session, release, delay=problem.again)
+            return
+        await _end(context, session, release, problem.reason, problem.message)
+
+
+async def _end(context: Context, session: AsyncSession, release: Release, reason: Reason, message: str | None) -> None:
+    """Fail a release and its build, remove what it left on the platform, and let the next one of the service begin."""
+    check = func.now() + timedelta(seconds=30)
+    if not await store.fail(session, release, reason, message, next_check_at=check):
+        return
+    await retire.nudge(context, session, release)
+    if release.build_id:
+        build = await session.get(Build, release.build_id, with_for_update=True)
+        if build is not None and not is_terminal(build.status):
+            await store.fail(session, build, reason, message)
+    await _next_pending(context, session, release.service_id)
+
+
+async def _next_pending(context: Context, session: AsyncSession, service_id: str) -> None:
+    newest = (
+        select(Release)
+        .where(Release.service_id == service_id, Release.status == ReleaseStatus.PENDING)
+        .order_by(Release.number.desc())
+        .limit(1)
+    )
+    waiting = (await session.execute(newest)).scalar_one_or_none()
+    if waiting is not None:
+        waiting.tries += 1  # a new attempt number, so that the job is not folded into an old one
+        await nudge(context, session, waiting)

@@ -1,0 +1,94 @@
+"""Write releases. A release is what should run; ``promote`` makes it so."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import queue, store
+from app.context import Context
+from app.errors import not_found
+from app.ids import new_id, remote_name
+from app.lifecycle import ReleaseStatus
+from app.models import Artifact, Build, Project, Release, Service
+from app.platforms.base import ServiceRef
+
+PENDING_CHECK_SECONDS = 15
+
+
+async def create_release(
+    context: Context,
+    session: AsyncSession,
+    service: Service,
+    *,
+    kind: str,
+    artifact: Artifact,
+    build: Build | None = None,
+    config: dict[str, Any] | None = None,
+    secret_versions: dict[str, Any] | None = None,
+    patch: dict[str, Any] | None = None,
+    sequence: int | None = None,
+    config_sequence: int | None = None,
+) -> Release:
+    """Write a pending release and its job. For a build, order and config are the build's; others pass their own."""
+    await session.execute(select(Service.id).where(Service.id == service.id).with_for_update())
+    newest = select(func.coalesce(func.max(Release.number), 0)).where(Release.service_id == service.id)
+    if build is not None:
+        assert build.sequence is not None
+        sequence = config_sequence = build.sequence
+        config, secret_versions = build.config, build.secret_versions
+    assert sequence is not None
+    assert config_sequence is not None
+    release = Release(
+        id=new_id("rel"),
+        project_id=service.project_id,
+        service_id=service.id,
+        number=(await session.execute(newest)).scalar_one() + 1,
+        status=ReleaseStatus.PENDING,
+        kind=kind,
+        platform=service.platform,
+        artifact_id=artifact.id,
+        build_id=build.id if build else None,
+        sequence=sequence,
+        config_sequence=config_sequence,
+        config=config or {},
+        patch=patch,
+        secret_versions=secret_versions,
+        next_check_at=func.now() + timedelta(seconds=PENDING_CHECK_SECONDS),
+    )
+    artifact.last_used_at = func.now()
+    session.add(release)
+    await session.flush()
+    await session.refresh(release)
+    await store.record(session, release, "release.pending", {"number": release.number, "kind": kind})
+    await nudge(context, session, release)
+    return release
+
+
+async def nudge(context: Context, session: AsyncSession, release: Release, *, delay: float = 0) -> None:
+    """Ask for a release to be promoted."""
+    host_bound = context.catalog.host_bound(release.platform)
+    job = queue.Nudge(queue.Job.PROMOTE, release.id, release.tries, host_bound=host_bound, delay=delay, once=delay == 0)
+    await queue.enqueue(session, job)
+
+
+def ref_of(context: Context, release: Release) -> ServiceRef:
+    """Return the release as its platform knows it."""
+    return ServiceRef(
+        service=remote_name(context.installation, release.service_id),
+        release=remote_name(context.installation, release.id),
+        handle=release.handle,
+        region=release.region,
+    )
+
+
+async def find(session: AsyncSession, project: Project, name: str, *, lock: bool = False) -> Service:
+    """Return the project's service of this name; Refusal (404) when it isn't there or isn't theirs."""
+    statement = select(Service).where(
+        Service.project_id == project.id, Service.name == name, Service.deleted_at.is_(None)
+    )
+    service = (await session.execute(statement.with_for_update() if lock else statement)).scalar_one_or_none()
+    if service is None:
+        raise not_found("service", name)
+    return service

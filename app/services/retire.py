@@ -1,0 +1,75 @@
+"""Remove what a superseded or failed release left on its platform; the newest few superseded ones are only put to sleep."""
+
+import asyncio
+
+import structlog
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import faults, queue
+from app.context import Context
+from app.lifecycle import ReleaseStatus
+from app.models import Release
+from app.platforms.base import PlatformError
+from app.services.release import ref_of
+
+log = structlog.get_logger()
+
+CALL_SECONDS = 60
+
+
+async def nudge(context: Context, session: AsyncSession, release: Release, *, delay: float = 0) -> None:
+    """Ask for a release to be retired, in the caller's transaction."""
+    host_bound = context.catalog.host_bound(release.platform)
+    await queue.enqueue(session, queue.Nudge(queue.Job.RETIRE, release.id, host_bound=host_bound, delay=delay))
+
+
+async def retire(context: Context, release_id: str) -> None:
+    """Stop an unwanted release; remove it unless it is kept for a quick rollback. Safe to repeat."""
+    async with context.sessions() as session:
+        release = await session.get(Release, release_id)
+        if release is None or release.retired_at is not None:
+            return
+        if release.status not in {ReleaseStatus.SUPERSEDED, ReleaseStatus.FAILED}:
+            return
+        kept = await _kept(context, session, release)
+    platform = context.platform(release.platform)
+    if platform is None or platform.services is None:
+        return
+    ref = ref_of(context, release)
+    try:
+        async with asyncio.timeout(CALL_SECONDS):
+            await (platform.services.sleep(ref) if kept else platform.services.retire(ref))
+    except (PlatformError, TimeoutError) as e:
+        log.warning("retiring will be tried again", release_id=release.id, error=str(e) or type(e).__name__)
+        return
+    faults.at("retire.retired")
+    async with context.sessions.begin() as session:
+        values = {"next_check_at": None} if kept else {"next_check_at": None, "retired_at": func.now()}
+        await session.execute(update(Release).where(Release.id == release_id).values(**values))
+        if not kept:
+            return
+        older = (
+            select(Release)
+            .where(
+                Release.service_id == release.service_id,
+                Release.status == ReleaseStatus.SUPERSEDED,
+                Release.retired_at.is_(None),
+            )
+            .order_by(Release.number.desc())
+            .offset(context.settings.keep_releases)
+        )
+        for surplus in (await session.execute(older)).scalars():
+            await nudge(context, session, surplus)
+
+
+async def _kept(context: Context, session: AsyncSession, release: Release) -> bool:
+    if release.status != ReleaseStatus.SUPERSEDED:
+        return False
+    newest = (
+        select(Release.id)
+        .where(Release.service_id == release.service_id, Release.status == ReleaseStatus.SUPERSEDED)
+        .order_by(Release.number.desc())
+        .limit(context.settings.keep_releases)
+    )
+    return release.id in (await session.execute(newest)).scalars().all()

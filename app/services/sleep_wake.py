@@ -1,0 +1,210 @@
+"""Take a running service to zero, and bring a sleeping one back.
+
+Both are a compare-and-set on the service's row, so that any number of callers in any number of processes make one start. Where
+the platform belongs to another process (the local platform in a split installation) the move is made here and the act nudged
+there; the waker waits for the row.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql import ColumnElement
+
+from app import faults, queue, store
+from app.context import Context
+from app.lifecycle import Reason, ServiceStatus
+from app.models import Release, Service
+from app.platforms.base import Address, PlatformError, Services, StartFailed
+from app.services.release import ref_of
+
+log = structlog.get_logger()
+
+STALE_SECONDS = 45
+"""A wake or sleep that has not ended by then was cut short; reconcile takes it up."""
+FAILED_PAUSE_SECONDS = 3.0
+"""How long a service that failed to start is left alone: every request would only start it again."""
+
+
+@dataclass
+class WakeFailed(Exception):
+    """The service is not up. ``retry_after`` in seconds; ``reason`` is None when it is just not done yet."""
+
+    message: str
+    reason: str | None = None
+    retry_after: float = 5.0
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class _Seen:
+    service: Service
+    status_age: float
+
+
+async def wake(context: Context, service_id: str) -> Address:
+    """Return the address of the service's running instance, starting it if it sleeps. Raises WakeFailed."""
+    until, pause = time.monotonic() + context.settings.wake_timeout_seconds, 0.005
+    while True:
+        seen = await _look(context, service_id)
+        service = seen.service
+        if service.status == ServiceStatus.RUNNING and service.address and service.instance_id:
+            return Address(url=service.address, instance_id=service.instance_id)
+        if service.status == ServiceStatus.PENDING:
+            raise WakeFailed(f"Service {service.name} has no live release yet.", retry_after=5)
+        if service.status in {ServiceStatus.DELETING, ServiceStatus.DELETED}:
+            raise WakeFailed(f"Service {service.name} was deleted.", reason="deleted", retry_after=60)
+        if service.status == ServiceStatus.FAILED and seen.status_age < FAILED_PAUSE_SECONDS:
+            wait = max(1.0, FAILED_PAUSE_SECONDS - seen.status_age)
+            raise WakeFailed(service.message or "The service did not start.", service.reason, wait)
+        if service.status in {ServiceStatus.ASLEEP, ServiceStatus.FAILED}:
+            begun = await _begin_wake(context, service)
+            if begun and (address := await start(context, service_id)) is not None:
+                return address
+            continue
+        if time.monotonic() > until:
+            raise WakeFailed(f"Service {service.name} is still {service.status}; try again.", retry_after=2)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+
+
+async def _look(context: Context, service_id: str) -> _Seen:
+    async with context.sessions() as session:
+        statement = select(Service, func.clock_timestamp() - Service.status_at).where(Service.id == service_id)
+        row = (await session.execute(statement)).one_or_none()
+    if row is None:
+        raise WakeFailed("There is no such service.", reason="deleted", retry_after=60)
+    return _Seen(row[0], row[1].total_seconds())
+
+
+async def _begin_wake(context: Context, service: Service) -> bool:
+    check = func.now() + timedelta(seconds=STALE_SECONDS)
+    async with context.sessions.begin() as session:
+        moved = await store.move(session, service, ServiceStatus.WAKING, next_check_at=check)
+        if moved and context.platform(service.platform) is None:
+            await _nudge(context, session, service, queue.Job.WAKE)
+    faults.at("wake.claimed")
+    return moved
+
+
+async def start(context: Context, service_id: str) -> Address | None:
+    """Start a service that is waking, if its platform is in this process; None when it is not or the row moved on."""
+    begun = time.monotonic()
+    service, release, services = await _parts(context, service_id)
+    if service.status != ServiceStatus.WAKING or release is None or services is None:
+        return None
+    try:
+        async with asyncio.timeout(context.settings.wake_timeout_seconds):
+            address = await services.wake(ref_of(context, release))
+    except StartFailed as e:
+        await _not_up(context, service, e.reason, e.message)
+        raise WakeFailed(e.message, e.reason) from e
+    except (PlatformError, TimeoutError) as e:
+        message = str(e) or "The platform did not start the service in time."
+        await _not_up(context, service, Reason.INTERNAL_ERROR, message)
+        raise WakeFailed(message, Reason.INTERNAL_ERROR) from e
+    faults.at("wake.started")
+    took = (time.monotonic() - begun) * 1000
+    async with context.sessions.begin() as session:
+        moved = await store.move(
+            session,
+            service,
+            ServiceStatus.RUNNING,
+            address=address.url,
+            instance_id=address.instance_id,
+            starts=Service.starts + 1,
+            wake_ms=took,
+            last_request_at=func.now(),
+            next_check_at=None,
+            reason=None,
+            message=None,
+            event={"instance_id": address.instance_id, "wake_ms": round(took, 1)},
+        )
+    return address if moved else None
+
+
+async def _not_up(context: Context, service: Service, reason: str, message: str) -> None:
+    async with context.sessions.begin() as session:
+        await store.move(
+            session,
+            service,
+            ServiceStatus.FAILED,
+            reason=reason,
+            message=message,
+            address=None,
+            instance_id=None,
+            next_check_at=None,
+            event={"reason": reason, "message": message},
+        )
+
+
+async def sleep(context: Context, service_id: str, *, only_if: tuple[ColumnElement[bool], ...] = ()) -> bool:
+    """Take a running service to zero; False when it wasn't running or ``only_if`` did not hold in the same statement."""
+    check = func.now() + timedelta(seconds=STALE_SECONDS)
+    async with context.sessions.begin() as session:
+        service = await session.get(Service, service_id)
+        if service is None or service.status != ServiceStatus.RUNNING:
+            return False
+        values = {"next_check_at": check, "address": None, "instance_id": None}
+        if not await store.move(session, service, ServiceStatus.SLEEPING, where=only_if, **values):
+            return False
+        if context.platform(service.platform) is None:
+            await _nudge(context, session, service, queue.Job.SLEEP)
+    faults.at("sleep.claimed")
+    await stop(context, service_id)
+    return True
+
+
+async def stop(context: Context, service_id: str) -> None:
+    """Stop a service that is going to sleep, if its platform is in this process; reconcile tries again if that fails."""
+    service, release, services = await _parts(context, service_id)
+    if service.status != ServiceStatus.SLEEPING or release is None or services is None:
+        return
+    try:
+        async with asyncio.timeout(context.settings.wake_timeout_seconds):
+            await services.sleep(ref_of(context, release))
+    except (PlatformError, TimeoutError) as e:
+        log.warning("sleep will be tried again", service_id=service_id, error=str(e) or type(e).__name__)
+        return
+    faults.at("sleep.stopped")
+    async with context.sessions.begin() as session:
+        await store.move(session, service, ServiceStatus.ASLEEP, next_check_at=None)
+
+
+async def mark_down(context: Context, service_id: str, instance_id: str, message: str | None = None) -> bool:
+    """Note that a running instance is no longer there, so that the next request starts another; False if it moved on."""
+    async with context.sessions.begin() as session:
+        service = await session.get(Service, service_id)
+        if service is None or service.status != ServiceStatus.RUNNING:
+            return False
+        return await store.move(
+            session,
+            service,
+            ServiceStatus.ASLEEP,
+            where=(Service.instance_id == instance_id,),
+            address=None,
+            instance_id=None,
+            message=message,
+            event={"message": message or "The instance ended by itself.", "instance_id": instance_id},
+        )
+
+
+async def _parts(context: Context, service_id: str) -> tuple[Service, Release | None, Services | None]:
+    async with context.sessions() as session:
+        service = await session.get(Service, service_id)
+        if service is None:
+            raise WakeFailed("There is no such service.", reason="deleted", retry_after=60)
+        release = await session.get(Release, service.live_release_id) if service.live_release_id else None
+    platform = context.platform(service.platform)
+    return service, release, platform.services if platform else None
+
+
+async def _nudge(context: Context, session: AsyncSession, service: Service, job: queue.Job) -> None:
+    host_bound = context.catalog.host_bound(service.platform)
+    await queue.enqueue(session, queue.Nudge(job, service.id, host_bound=host_bound, once=False))
