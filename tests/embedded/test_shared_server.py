@@ -1,15 +1,20 @@
 """The tests' own databases: each test has one, and a run leaves nothing behind."""
 
+from pathlib import Path
+
 import asyncpg
+import psutil
 import pytest
 
+from tests.support.databases import keeper_name
+from tests.support.processes import assert_gone, python, spawned
+
 HOLD = """
-import pathlib, sys, time
+import pathlib, time
 from tests.support.databases import shared_server
-with shared_server(pathlib.Path(sys.argv[1])) as server:
-    with server.database() as url:
-        print("url", url, flush=True)
-        sys.stdin.read() if len(sys.argv) > 2 else time.sleep(600)
+with shared_server(pathlib.Path(sys.argv[1])) as server, server.database() as url:
+    print("url", url, flush=True)
+    time.sleep(float(sys.argv[2]))
 """
 
 
@@ -29,3 +34,32 @@ async def test_an_empty_database_has_no_tables(empty_database_url: str) -> None:
         assert await connection.fetchval("select count(*) from pg_tables where schemaname = 'public'") == 0
     finally:
         await connection.close()
+
+
+def keepers_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes that keep the server of the run with this folder."""
+    name = keeper_name(folder).removeprefix("\0")
+    return [p for p in psutil.process_iter(["cmdline"]) if name in (p.info["cmdline"] or [])]
+
+
+def test_a_run_has_one_server_until_its_last_process_is_killed(tmp_path: Path) -> None:
+    with spawned(*python(HOLD, tmp_path, "600")) as first, spawned(*python(HOLD, tmp_path, "600")) as second:
+        where = first.line("url ").split("?")[1]
+        assert second.line("url ").split("?")[1] == where
+        (keeper,) = keepers_of(tmp_path)
+        below = [keeper, *keeper.children(recursive=True)]
+        first.kill()
+        with spawned(*python(HOLD, tmp_path, "0")) as third:
+            assert third.line("url ").split("?")[1] == where
+            assert third.wait() == 0
+        second.kill()
+        assert_gone(below)
+    assert not Path(where.removeprefix("host=")).exists()
+
+
+def test_the_last_to_leave_waits_until_nothing_is_left(tmp_path: Path) -> None:
+    with spawned(*python(HOLD, tmp_path, "0")) as only:
+        where = only.line("url ").split("?")[1]
+        assert only.wait() == 0
+    assert not Path(where.removeprefix("host=")).exists()
+    assert_gone(keepers_of(tmp_path))

@@ -64,6 +64,11 @@ async def _execute(url: str, statement: str) -> None:
         await connection.close(timeout=10)
 
 
+def keeper_name(folder: Path) -> str:
+    """Return the abstract socket's name for the run with this folder."""
+    return f"\0slipway-tests-{os.getuid()}-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]}"
+
+
 @contextlib.contextmanager
 def shared_server(folder: Path) -> Iterator[SharedServer]:
     """Use the run's server, starting it when this is the first process to ask; ``folder`` is one the run shares.
@@ -71,7 +76,7 @@ def shared_server(folder: Path) -> Iterator[SharedServer]:
     The server is held by a connection to its keeper, so it lives exactly as long as somebody uses it; the last one
     waits here until everything is removed.
     """
-    name = f"\0slipway-tests-{os.getuid()}-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]}"
+    name = keeper_name(folder)
     with folder.joinpath("postgres.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         held = _ask(name)
