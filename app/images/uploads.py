@@ -9,9 +9,7 @@ import hashlib
 import os
 import re
 import shutil
-import time
 import uuid
-from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
@@ -84,12 +82,15 @@ def finish(root: Path, repository: str, upload: str, digest: str, *, max_bytes: 
             path.unlink(missing_ok=True)
             raise Fault(400, "DIGEST_INVALID", "the content has another digest")
         size = os.fstat(file.fileno()).st_size
-        add_blob(root, repository, digest, path, max_bytes=max_bytes, move=True)
+        try:
+            add_blob(root, repository, digest, path, max_bytes=max_bytes, move=True)
+        except FileNotFoundError as error:
+            raise _unknown(upload) from error
     return size
 
 
-def collect(root: Path, older_than: timedelta, limit: int) -> tuple[int, int]:
-    """Remove up to ``limit`` files nobody has written to for so long; return how many and their bytes."""
+def collect(root: Path, cutoff: float, limit: int) -> tuple[int, int]:
+    """Remove up to ``limit`` files last written to before ``cutoff`` (Unix seconds); return how many and their bytes."""
     removed = freed = 0
     try:
         found = list(os.scandir(root / layout.UPLOADS))
@@ -100,7 +101,7 @@ def collect(root: Path, older_than: timedelta, limit: int) -> tuple[int, int]:
             break
         try:
             stat = entry.stat(follow_symlinks=False)
-            if stat.st_mtime > time.time() - older_than.total_seconds():
+            if stat.st_mtime > cutoff:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)

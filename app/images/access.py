@@ -1,0 +1,193 @@
+"""``Images``: where this installation's images are, who may reach them how, and everything done to them.
+
+Without ``SLIPWAY_REGISTRY`` that is the embedded registry under ``SLIPWAY_HOME``. With it, builders push to the outside
+registry by a token of its token service, scoped to their repository. A registry that has none can't give a builder a
+credential of small scope, so the builder pushes to our own ``/v2/`` and ``land`` carries the image on.
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+from starlette.applications import Starlette
+
+from app.images import blobs, collect, manifests
+from app.images.client import Registry
+from app.images.copy import copy
+from app.images.errors import Fault, ImageNotFound, RegistryDenied
+from app.images.guard import Authenticate
+from app.images.inspect import ImageInfo, inspect
+from app.images.reference import check_repository
+from app.images.registry import create_registry
+from app.images.source import Disk, Source
+from app.images.tokens import Grants, Scope, Token, TokenAuthority
+from app.settings import Settings
+
+#: The user name that goes with a token as password, where a client only knows Basic credentials.
+TOKEN_USER = "slipway"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushGrant:
+    """What a builder needs to push: ``token`` is the Bearer for pull and push on ``repository`` alone."""
+
+    registry: str
+    repository: str
+    token: str = field(repr=False)
+    expires_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullGrant:
+    """What a platform needs to pull one image; the credential is None where the registry is open."""
+
+    registry: str
+    repository: str
+    digest: str
+    username: str | None
+    password: str | None = field(repr=False)
+
+
+class Images:
+    """The images of this installation.
+
+    ``keys`` sign the embedded registry's tokens: the first signs, all verify. ``authenticate`` tells who else than the
+    holder of a token may use the token endpoint. ``asgi`` is the registry, to be mounted at ``/v2``; it is there with
+    an outside registry too, for images on their way.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Sequence[bytes],
+        *,
+        authenticate: Authenticate | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._settings = settings
+        self._root: Path = settings.home / "registry"
+        self._authority = TokenAuthority(keys)
+        self._others = authenticate
+        self._outside: Registry | None = None
+        if settings.registry:
+            password = settings.registry_password.get_secret_value() if settings.registry_password else None
+            self._outside = Registry(
+                settings.registry, username=settings.registry_username, password=password, transport=transport
+            )
+        own_public = settings.public_url if self._outside else settings.registry_public or settings.public_url
+        self._own_public = own_public
+        self.asgi: Starlette = create_registry(
+            self._root,
+            self._authority,
+            authenticate=self._authenticate,
+            max_image_bytes=settings.max_image_bytes,
+            public_url=own_public,
+        )
+
+    @property
+    def source(self) -> Source:
+        """Where finished images are read from."""
+        return self._outside or Disk(self._root)
+
+    def repository_for_run(self, run_id: str) -> str:
+        """Return the repository that a run's image goes to, and nothing else."""
+        return check_repository(f"{self._settings.registry_repository}/{run_id.replace('_', '-')}")
+
+    async def push_grant(self, repository: str, *, remote: bool, ttl: timedelta) -> PushGrant:
+        """Return what lets a builder push to ``repository``; ``remote`` for one on another machine.
+
+        An outside token service decides itself how long its token lives, so ``ttl`` holds for our own.
+        """
+        check_repository(repository)
+        if self._outside:
+            token = await self._outside.token(repository, "pull", "push")
+            if token:
+                return self._grant(self._outside_address(remote=remote), repository, token)
+        scope = Scope(repository, frozenset({"pull", "push"}))
+        token = self._authority.mint("builder", [scope], ttl)
+        return self._grant(self._own_address(remote=remote), repository, token)
+
+    async def land(self, repository: str, digest: str) -> None:
+        """See to it that a pushed image is in its final registry; safe to repeat. ImageNotFound: nobody pushed it."""
+        if self._outside is None:
+            await Disk(self._root).get_manifest(repository, digest)
+        elif await self._outside.head_manifest(repository, digest) is None:
+            await copy(Disk(self._root), repository, digest, self._outside, repository)
+
+    async def inspect(self, repository: str, digest: str) -> ImageInfo:
+        """Read what the image is from the registry that it landed in."""
+        return await inspect(self.source, repository, digest)
+
+    async def pull_ref(self, repository: str, digest: str, *, remote: bool, ttl: timedelta) -> PullGrant:
+        """Return what lets a platform pull this image.
+
+        Ours is a token for this repository alone, good for ``ttl``. An outside registry gets the operator's own
+        credential, since a platform pulls whenever it pleases and a token would be over by then.
+        """
+        if self._outside:
+            secret = self._settings.registry_password
+            registry, username = self._outside_address(remote=remote), self._settings.registry_username
+            password = secret.get_secret_value() if secret else None
+        else:
+            token = self._authority.mint("platform", [Scope(repository, frozenset({"pull"}))], ttl)
+            registry, username, password = self._own_address(remote=remote), TOKEN_USER, token.value
+        return PullGrant(registry=registry, repository=repository, digest=digest, username=username, password=password)
+
+    async def delete(self, repository: str, digest: str | None = None) -> None:
+        """Remove a repository, or one image of it; absence is success.
+
+        Outside, a repository can only be emptied of what tags and ``digest`` name: the API can't list the rest.
+        """
+        if digest is None:
+            await asyncio.to_thread(blobs.delete_repository, self._root, repository)
+        else:
+            try:
+                await asyncio.to_thread(manifests.delete_manifest, self._root, repository, digest)
+            except Fault as fault:
+                if fault.status != 404:
+                    raise
+        if self._outside is None:
+            return
+        if digest is not None:
+            await self._outside.delete_manifest(repository, digest)
+            return
+        try:
+            tags = await self._outside.tags(repository)
+        except ImageNotFound:
+            return
+        for tag in tags:
+            if found := await self._outside.head_manifest(repository, tag):
+                await self._outside.delete_manifest(repository, found)
+
+    async def collect(self, keep: Collection[tuple[str, str]], older_than: timedelta, limit: int) -> collect.Collected:
+        """Collect garbage of the embedded registry, see ``collect``; with an outside one all here is on its way."""
+        kept = () if self._outside else keep
+        return await asyncio.to_thread(collect.collect, self._root, kept, older_than, limit)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._outside:
+            await self._outside.close()
+
+    async def _authenticate(self, username: str, password: str) -> Grants | None:
+        if username == TOKEN_USER and (grants := self._authority.verify(password)):
+            return grants
+        return await self._others(username, password) if self._others else None
+
+    def _grant(self, registry: str, repository: str, token: Token) -> PushGrant:
+        return PushGrant(registry=registry, repository=repository, token=token.value, expires_at=token.expires_at)
+
+    def _own_address(self, *, remote: bool) -> str:
+        if not remote:
+            return self._settings.api_url
+        if self._own_public is None:
+            raise RegistryDenied("other machines can't reach our registry: set SLIPWAY_PUBLIC_URL")
+        return self._own_public
+
+    def _outside_address(self, *, remote: bool) -> str:
+        assert self._settings.registry
+        public = self._settings.registry_public
+        return public if remote and public else self._settings.registry
