@@ -1,0 +1,148 @@
+import asyncio
+import fcntl
+import gzip
+import importlib.util
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from builder.orders import read_environment
+from builder.outcome import Exit
+from builder.pace import Pace
+from builder.run import run
+from builder.seed import seed
+from tests.builder.standin import RUN, TOKEN, ControlPlane, serving
+
+PACE = Pace(connect=2.0, read=2.0, first=0.02, most=0.1, registry_patience=0.6, flush=2.0)
+
+GO_MOD = "module example.com/agent\n\ngo 1.25\n"
+MAIN = "package main\n\nfunc main() { println(1) }\n"
+
+
+def go_root() -> Path:
+    spec = importlib.util.find_spec("go")
+    if spec is not None and spec.origin:
+        return Path(spec.origin).parent
+    found = shutil.which("go")
+    if found is None:
+        pytest.skip("no Go toolchain: install the extra [local]")
+    return Path(found).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def go() -> str:
+    return str(go_root() / "bin" / "go")
+
+
+@pytest.fixture(scope="session")
+def gocache(go: str) -> Path:
+    """One build cache for all tests and all workers, warmed once per toolchain."""
+    stamp = subprocess.run([go, "version"], check=True, capture_output=True, text=True).stdout.split()[2]
+    cache = Path(tempfile.gettempdir()) / f"slipway-tests-gocache-{os.geteuid()}-{stamp}"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    with (cache / "seed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (cache / "seeded").exists():
+            seed(cache, go=go)
+            (cache / "seeded").touch()
+    return cache
+
+
+def packed(files: Mapping[str, str | bytes], *, executable: tuple[str, ...] = ()) -> bytes:
+    """Return a gzipped tar of plain files."""
+    out = io.BytesIO()
+    with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(data), 0o755 if name in executable else 0o644
+            tar.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.fixture
+def plane() -> Iterator[ControlPlane]:
+    with serving(ControlPlane(source=packed({"go.mod": GO_MOD, "main.go": MAIN}))) as state:
+        yield state
+
+
+@dataclass
+class Bench:
+    """Starts builders: in this process, where tests are about the build; as a process, where they are about it."""
+
+    plane: ControlPlane
+    go: str
+    gocache: Path
+    folder: Path
+    pace: Pace = PACE
+    made: int = 0
+    terminated: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def environ(self, **more: str) -> dict[str, str]:
+        self.made += 1
+        work = self.folder / f"work{self.made}"
+        work.mkdir()
+        return {
+            "SLIPWAY_URL": self.plane.url,
+            "SLIPWAY_RUN_ID": RUN,
+            "SLIPWAY_RUN_TOKEN": TOKEN,
+            "SLIPWAY_RUN_DEADLINE": str(self.plane.deadline),
+            "SLIPWAY_INSTANCE": "instance-1",
+            "SLIPWAY_GO": self.go,
+            "SLIPWAY_GOCACHE": str(self.gocache),
+            "SLIPWAY_WORK": str(work),
+            **more,
+        }
+
+    async def run(self, **more: str) -> Exit:
+        return await run(read_environment(self.environ(**more)), self.terminated, self.pace)
+
+    def start(self, **more: str) -> "subprocess.Popen[str]":
+        root = Path(__file__).parents[2]
+        env = {**self.environ(**more), "PATH": os.environ["PATH"], "PYTHONPATH": str(root)}
+        env |= {name: value for name, value in os.environ.items() if name.startswith("COV")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "builder"],
+            env=env,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def reason(self) -> str | None:
+        assert self.plane.completion is not None
+        reason = self.plane.completion["reason"]
+        assert reason is None or isinstance(reason, str)
+        return reason
+
+    def message(self) -> str:
+        assert self.plane.completion is not None
+        return str(self.plane.completion["message"])
+
+    def send(self, files: Mapping[str, str | bytes]) -> None:
+        self.plane.source = packed(files)
+
+
+@pytest.fixture
+def bench(plane: ControlPlane, go: str, gocache: Path, tmp_path: Path) -> Bench:
+    return Bench(plane=plane, go=go, gocache=gocache, folder=tmp_path)
+
+
+def until(true: object, seconds: float = 20.0) -> None:
+    """Poll until ``true()`` holds, up to a deadline."""
+    assert callable(true)
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to that in time"
+        time.sleep(0.01)
