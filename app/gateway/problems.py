@@ -8,8 +8,11 @@ import h11
 from app.errors import Refusal
 
 
-def problem(parser: h11.Connection, refusal: Refusal, request_id: str, *, close: bool) -> bytes:
-    """Write a whole answer: ``reason`` for programs, ``detail`` for people, ``instance`` to find it in the log."""
+def problem(parser: h11.Connection, refusal: Refusal, request_id: str, *, close: bool, bodiless: bool = False) -> bytes:
+    """Write a whole answer: ``reason`` for programs, ``detail`` for people, ``instance`` to find it in the log.
+
+    ``bodiless`` is for the answer to HEAD; ``close`` tells the client that no other request is taken.
+    """
     try:
         title = HTTPStatus(refusal.status).phrase
     except ValueError:
@@ -34,5 +37,6 @@ def problem(parser: h11.Connection, refusal: Refusal, request_id: str, *, close:
     if close:
         headers.append(("connection", "close"))
     out = parser.send(h11.Response(status_code=refusal.status, reason=title.encode(), headers=headers))
-    out += parser.send(h11.Data(data=body))  # h11 leaves it out after HEAD
+    if not bodiless:
+        out += parser.send(h11.Data(data=body))
     return out + parser.send(h11.EndOfMessage())

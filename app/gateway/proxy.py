@@ -17,8 +17,6 @@ from app.platforms.base import Address
 
 # RFC 9110 section 9.2.2
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
-_ATTEMPTS = 3
-"""A pooled connection that was stale, an instance that is gone, and the try that counts."""
 
 
 @dataclass
@@ -41,6 +39,10 @@ class UpstreamFailedError(Exception):
         self.untouched = untouched
 
 
+def _bad_gateway(failure: str) -> Refusal:
+    return Refusal(502, "upstream_failed", f"The service did not answer: {failure}.")
+
+
 class Exchange:
     """One request of one client and its answer. After ``run`` the client's parser tells whether it may go on."""
 
@@ -51,6 +53,8 @@ class Exchange:
         self.incoming = incoming
         self.parser = incoming.parser
         self.status = 0
+        self._failure = ""
+        self._expects_continue = self.parser.they_are_waiting_for_100_continue
         self._body_taken = False
         self._request_end: h11.EndOfMessage | None = None
         self._client_fault: Refusal | None = None
@@ -69,27 +73,40 @@ class Exchange:
             routes.left(route)
 
     async def _deliver(self, route: Route) -> None:
-        refused: str = ""
-        for attempt in range(_ATTEMPTS):
-            address = await self._ready(route)
-            upstream = None
-            # The first failure may be a stale connection only, so the next try opens a fresh one.
-            if attempt == 0:
-                upstream = self.proxy.pool.take(address, repeatable=self._repeatable())
+        """Try a pooled connection, which may be stale, then fresh ones; where nobody listens, look again once."""
+        pool, routes = self.proxy.pool, self.proxy.routes
+        address = await self._ready(route)
+        upstream = pool.take(address, repeatable=self._repeatable())
+        if upstream is not None and await self._tried(upstream):
+            return
+        refusals = breaks = 0
+        while max(refusals, breaks) < 2:
             try:
-                if upstream is None:
-                    upstream = await self._connect(address)
-                return await self._once(upstream)
-            except UpstreamFailedError as error:
-                if self.status:
-                    raise
-                refused = str(error)
-                if upstream is None or upstream.used is None:
-                    self.proxy.pool.forget(address)
-                    await self.proxy.routes.failed(route, address)
-                if upstream is not None and not (error.untouched and self._repeatable()):
-                    break
-        raise Refusal(502, "upstream_failed", f"The service did not answer: {refused}.")
+                upstream = await pool.connect(address)
+            except OSError:
+                refusals += 1
+                self._failure = "its address takes no connections"
+                pool.forget(address)
+                await routes.failed(route, address)
+                address = await self._ready(route)
+                continue
+            if await self._tried(upstream):
+                return
+            breaks += 1
+        raise _bad_gateway(self._failure)
+
+    async def _tried(self, upstream: Upstream) -> bool:
+        """Try once; False when it failed in a way that allows to repeat the request, Refusal when it doesn't."""
+        try:
+            await self._once(upstream)
+        except UpstreamFailedError as error:
+            if self.status:
+                raise
+            self._failure = str(error)
+            if not (error.untouched and self._repeatable()):
+                raise _bad_gateway(self._failure) from error
+            return False
+        return True
 
     def _repeatable(self) -> bool:
         return not self._body_taken and self.incoming.method in _IDEMPOTENT
@@ -105,12 +122,6 @@ class Exchange:
             waiting[route.service_id] -= 1
             if not waiting[route.service_id]:
                 del waiting[route.service_id]
-
-    async def _connect(self, address: Address) -> Upstream:
-        try:
-            return await self.proxy.pool.connect(address)
-        except OSError as error:
-            raise UpstreamFailedError("its address takes no connections", untouched=True) from error
 
     # ------------------------------------------------------------------------------------------ the request
 
@@ -129,13 +140,18 @@ class Exchange:
                 upstream.wire.abort()
 
     def _send_body(self, upstream: Upstream) -> bool:
-        """Pass on what the parser holds of the body; True once all of it is."""
+        """Pass on what is here of the body; True once all of it is. Raises Refusal when it can't be parsed."""
         out = []
         while self._request_end is None:
-            event = self.parser.next_event()
+            try:
+                event = self.parser.next_event()
+            except h11.RemoteProtocolError as error:
+                raise bad_request(f"The request body can't be parsed: {error}.") from error
             if event is h11.NEED_DATA:
-                break
-            if isinstance(event, h11.Data):
+                if not self.client.buffered:
+                    break
+                self.parser.receive_data(self.client.take())
+            elif isinstance(event, h11.Data):
                 self._body_taken = True
                 out.append(upstream.parser.send(h11.Data(data=event.data)))
             elif isinstance(event, h11.EndOfMessage):
@@ -148,15 +164,15 @@ class Exchange:
     async def _pump_body(self, upstream: Upstream) -> None:
         """Pass the body on as it comes. A fault of the client ends the upstream's connection, which the relay sees."""
         try:
-            while True:
-                async with asyncio.timeout(self.limits.body):
-                    data = await self.client.read()
-                self.parser.receive_data(data)
-                if self._send_body(upstream):
-                    return
+            sent = False
+            while not sent:
                 await upstream.wire.drain(self.limits.stall)
-        except h11.RemoteProtocolError as error:
-            self._client_fault = bad_request(f"The request body can't be parsed: {error}.")
+                async with asyncio.timeout(self.limits.body):
+                    self.parser.receive_data(await self.client.read())
+                sent = self._send_body(upstream)
+            return
+        except Refusal as refusal:
+            self._client_fault = refusal
         except TimeoutError:
             # Either the client is silent or the upstream takes nothing.
             if upstream.wire.lost or upstream.wire.transport.get_write_buffer_size():
@@ -205,6 +221,7 @@ class Exchange:
                     raise UpstreamFailedError("it closed the connection without an answer", untouched=not touched)
         except h11.RemoteProtocolError as error:
             self._raise_client_fault()
+            self.client.write(b"".join(out))
             raise UpstreamFailedError("its answer can't be parsed", untouched=not touched) from error
         except ConnectionResetError as error:
             self._raise_client_fault()
@@ -239,7 +256,7 @@ class Exchange:
 
     def _inform(self, event: h11.InformationalResponse, out: list[bytes]) -> None:
         # RFC 9110 section 15.2: never to HTTP/1.0; and a 100 only to who asked for one.
-        wanted = event.status_code != 100 or self.parser.they_are_waiting_for_100_continue
+        wanted = event.status_code != 100 or self._expects_continue
         if wanted and self.parser.their_http_version == b"1.1":
             out.append(
                 self.parser.send(

@@ -80,8 +80,15 @@ class Connection:
             # where the end of the connection is the end of the answer.
             log.info("request %s: the service failed inside its answer: %s", incoming.id, error)
             if incoming.parser.their_http_version == b"1.0":
-                self.wire.abort()
+                self.wire.reset()
             return False
+        except OSError:
+            raise
+        except Exception:
+            log.exception("request %s failed", incoming.id)
+            if exchange.status:
+                raise
+            self._refuse(incoming, Refusal(500, "internal_error", "The gateway itself failed; its log has the error."))
         finally:
             self._cancel_watch()
             if self.server.access_log:
@@ -125,16 +132,16 @@ class Connection:
         assert self.exchange is not None
         self.exchange.status = refusal.status
         parser = incoming.parser
-        close = self.server.proxy.draining
         try:
             if self.wire.buffered and parser.their_state is h11.SEND_BODY:
                 parser.receive_data(self.wire.take())
             while parser.their_state is h11.SEND_BODY and parser.next_event() is not h11.NEED_DATA:
                 pass
         except h11.RemoteProtocolError:
-            close = True
-        close = close or parser.their_state is h11.SEND_BODY
-        self.wire.write(problem(parser, refusal, incoming.id, close=close))
+            log.debug("request %s: refused, and its body can't be parsed", incoming.id)
+        close = self.server.proxy.draining or parser.their_state in {h11.SEND_BODY, h11.ERROR}
+        bodiless = incoming.method == b"HEAD"
+        self.wire.write(problem(parser, refusal, incoming.id, close=close, bodiless=bodiless))
 
     async def _turn_away(self, refusal: Refusal) -> None:
         """Answer what could not be read as a request, and end the connection."""

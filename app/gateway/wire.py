@@ -6,7 +6,9 @@ for something else, and should pay one callback for it and not one task.
 
 import asyncio
 import socket
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 #: Reading pauses while so many bytes wait to be taken, writing while so many wait for the other side's window.
@@ -165,8 +167,9 @@ class Wire(asyncio.Protocol):
 
     def end(self) -> None:
         """Close our half; the other side may go on sending."""
-        if not self.lost and self.transport.can_write_eof() and not self.transport.is_closing():
-            self.transport.write_eof()
+        if not self.transport.is_closing():
+            with suppress(OSError):  # a reset that the loop has not told us of yet
+                self.transport.write_eof()
 
     def close(self, stall_seconds: float) -> None:
         """Close once what was written is out, which the other side may delay for so long."""
@@ -177,4 +180,11 @@ class Wire(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close now and throw away what is not out yet."""
+        self.transport.abort()
+
+    def reset(self) -> None:
+        """Close so that the other side can't take it for a regular end."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and not self.lost:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
