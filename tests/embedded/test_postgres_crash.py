@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ from app.embedded.owner import HomeLock
 from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.reach import account, launch_prefix
 from tests.embedded.support import owner_of, rows, without_capability
-from tests.support.processes import REPOSITORY, assert_gone, descendants, interrupt, python, spawned
-from tests.support.waiting import eventually_sync
+from tests.support.processes import REPOSITORY, assert_gone, descendants, interrupt, python, running, spawned
+from tests.support.waiting import eventually, eventually_sync
 
 KILLS = 20
 CAP_SYS_PTRACE = 19
@@ -55,6 +56,21 @@ def test_killed_and_started_at_once_twenty_times(home: Path) -> None:
     assert not [folder for folder in [*folders, sockets_in(url)] if folder.exists()]
 
 
+def test_a_start_waits_for_a_predecessor_that_is_still_shutting_down(home: Path) -> None:
+    with spawned(*owner_of(home)) as owner:
+        owner.line("url ")
+        (postmaster,) = psutil.Process(owner.pid).children()
+        postmaster.suspend()
+        owner.kill()
+        with spawned(*owner_of(home)) as successor:
+            eventually_sync(lambda: f'"pid": {successor.pid}' in (home / ".postgres.lock").read_text())
+            assert running(postmaster)
+            postmaster.resume()
+            successor.line("url ")
+            assert not running(postmaster)
+            interrupt(successor)
+
+
 def test_killed_in_the_middle_of_a_start(home: Path) -> None:
     file = home / "postgres" / "postmaster.pid"
     with spawned(*owner_of(home)) as owner:
@@ -83,6 +99,20 @@ def test_killed_in_the_middle_of_making_the_data(open_folder: Path) -> None:
             assert asyncio.run(rows(url, "select 1")) == [(1,)]
             assert not (home / ".postgres.new").exists()
             interrupt(successor)
+
+
+async def test_half_made_data_is_not_touched_while_somebody_still_makes_it(open_folder: Path) -> None:
+    half = open_folder / "home" / ".postgres.new" / "data"
+    half.mkdir(parents=True)
+    (half / "base").touch()
+    maker = open_folder / "postgres"
+    shutil.copy2(shutil.which("sleep") or "sleep", maker)
+    with spawned(maker, "600", cwd=half) as other:
+        await eventually(lambda: cluster.survivors(half) == [other.pid])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await EmbeddedPostgres(open_folder / "home").start()
+        assert (half / "base").exists()
 
 
 async def test_half_made_data_is_made_anew(open_folder: Path) -> None:
@@ -150,6 +180,17 @@ async def test_a_lock_file_cut_short_by_a_crash(open_folder: Path) -> None:
     lock.release()
     with pytest.raises(RuntimeError):
         lock.note({})
+
+
+async def test_what_a_killed_owner_left_is_known_until_it_is_cleared_away(open_folder: Path) -> None:
+    for values in ({"sockets": "somewhere"}, None, None):  # the second is killed before it came to clearing away
+        lock = HomeLock(open_folder, "lock")
+        await lock.acquire()
+        if values:
+            lock.note(values)
+        else:
+            assert lock.previous["sockets"] == "somewhere"
+        lock.release()
 
 
 async def test_data_of_another_version_is_refused_and_untouched(home: Path) -> None:
