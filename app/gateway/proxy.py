@@ -170,7 +170,6 @@ class Exchange:
                 async with asyncio.timeout(self.limits.body):
                     self.parser.receive_data(await self.client.read())
                 sent = self._send_body(upstream)
-            return
         except Refusal as refusal:
             self._client_fault = refusal
         except TimeoutError:
@@ -181,7 +180,8 @@ class Exchange:
                 self._client_fault = bad_request("The request body did not come.", status=408, reason="body_timeout")
         except (ConnectionError, h11.LocalProtocolError):
             return  # the upstream may have answered before it closed, so the relay has the last word
-        upstream.wire.abort()
+        if self._client_fault is not None:
+            upstream.wire.abort()
 
     async def _end_pump(self) -> None:
         if self._pump is not None:
