@@ -1,0 +1,3 @@
+module example.com/echo-agent
+
+go 1.25
