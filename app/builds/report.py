@@ -27,7 +27,7 @@ from app.errors import Refusal, conflict, forbidden, invalid, too_large, unautho
 from app.ids import is_id, new_id
 from app.images.access import PushGrant
 from app.images.errors import ImageInvalid, ImageNotFound, RegistryError
-from app.images.inspect import ImageInfo
+from app.images.inspect import ImageInfo, check_runnable
 from app.lifecycle import BuildStatus, Reason, RunStatus, is_terminal
 from app.models import Artifact, Build, Run, RunLog, Service
 from app.services.release import create_release
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 HEARTBEAT_SECONDS = 10.0
 SKEW_SECONDS = 300
 LATE_LOG_SECONDS = 600
-GRANT_SECONDS = 600
+GRANT_TTL = timedelta(minutes=10)
 INSPECT_SECONDS = 60
 BUILDER_REASONS = frozenset(
     {
@@ -263,7 +263,7 @@ async def push_grant(context: Context, run: Run, instance: str) -> PushGrant:
     remote = context.catalog.entries[run.platform].traits.remote
     repository = context.images.repository_for_run(run.id)
     try:
-        return await context.images.push_grant(repository, remote=remote, ttl=GRANT_SECONDS)
+        return await context.images.push_grant(repository, remote=remote, ttl=GRANT_TTL)
     except RegistryError as e:
         log.warning("no push grant", run_id=run.id, error=str(e))
         raise unavailable("The registry does not answer; try again.", reason="registry_unavailable") from e
@@ -364,9 +364,8 @@ async def _inspect(
     try:
         async with asyncio.timeout(INSPECT_SECONDS):
             await context.images.land(repository, completion.image.digest)
-            info = await context.images.inspect(
-                repository, completion.image.digest, goarch=build.spec["build"]["goarch"]
-            )
+            info = await context.images.inspect(repository, completion.image.digest)
+            check_runnable(info, goarch=build.spec["build"]["goarch"], max_bytes=context.settings.max_image_bytes)
     except (ImageInvalid, ImageNotFound) as e:
         return None, f"The image is not what was reported: {e}"
     except (RegistryError, TimeoutError) as e:

@@ -5,17 +5,11 @@ one in a split installation) is listed with its traits and no capabilities.
 """
 
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from app.platforms import local
 from app.platforms.base import Platform, Traits
-
-
-class Opener(Protocol):
-    """Starts a platform's background work (adoption, watching) and gives the platform; closing ends it."""
-
-    def __call__(self) -> AbstractAsyncContextManager[Platform]: ...
+from app.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +49,12 @@ class Catalog:
         """Return the platform's name if its jobs go to the one process that owns it."""
         entry = self.entries.get(name)
         return name if entry is not None and entry.traits.host_bound else None
+
+
+def entries(settings: Settings) -> dict[str, Entry]:
+    """Return what is known of each platform under these settings."""
+    on = settings.local is not None and settings.local.enabled
+    missing = () if on else ("SLIPWAY_LOCAL__ENABLED",)
+    return {
+        "local": Entry(name="local", traits=local.traits(settings), configured=on, missing=missing),
+    }

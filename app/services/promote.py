@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import faults, store
 from app.context import Context
 from app.ids import remote_name
-from app.images.access import RegistryError
+from app.images.errors import RegistryError
 from app.lifecycle import BuildStatus, Reason, ReleaseStatus, ServiceStatus, is_terminal
 from app.models import Artifact, Build, Release, SecretVersion, Service
 from app.platforms.base import (
@@ -47,7 +47,7 @@ log = structlog.get_logger()
 PROBE_SECONDS = 5.0
 CALL_SECONDS = 60
 DEPLOYING_CHECK_SECONDS = 20
-PULL_SECONDS = 3600
+PULL_TTL = timedelta(hours=1)
 
 
 @dataclass
@@ -258,8 +258,8 @@ async def _probe(client: httpx.AsyncClient, address: Address, spec: ServiceSpec,
 
 async def _spec(context: Context, claimed: Claimed, platform: Platform, services: Services) -> ServiceSpec:
     release, artifact, config = claimed.release, claimed.artifact, claimed.release.config
-    grant = await context.images.pull_grant(
-        artifact.repository, artifact.digest, remote=platform.traits.remote, ttl=PULL_SECONDS
+    grant = await context.images.pull_ref(
+        artifact.repository, artifact.digest, remote=platform.traits.remote, ttl=PULL_TTL
     )
     size = Size(cpus=config["cpus"], memory_mb=config["memory_mb"])
     with contextlib.suppress(Unsupported):  # a lenient request was warned of it at submit; deploy says no otherwise

@@ -1,0 +1,36 @@
+"""Whether this process lives and can serve; without a key, for load balancers."""
+
+import asyncio
+
+from fastapi import APIRouter
+from sqlalchemy.exc import SQLAlchemyError
+
+from app import __version__
+from app.api.deps import Ctx
+from app.api.problems import responses
+from app.api.schemas import Ready
+from app.db import schema_is_current
+from app.errors import unavailable
+
+router = APIRouter(tags=["health"])
+
+CHECK_SECONDS = 3
+
+
+@router.get("/healthz", responses=responses())
+async def healthz() -> Ready:
+    """The process lives."""
+    return Ready(status="ok", version=__version__)
+
+
+@router.get("/readyz", responses=responses())
+async def readyz(context: Ctx) -> Ready:
+    """The process can serve: its database answers and has the newest schema."""
+    try:
+        async with asyncio.timeout(CHECK_SECONDS), context.sessions() as session:
+            current = await schema_is_current(session)
+    except (SQLAlchemyError, OSError, TimeoutError) as e:
+        raise unavailable("The database does not answer.", reason="database_unavailable") from e
+    if not current:
+        raise unavailable("The database's schema is not current; run `slipway migrate`.", reason="schema_outdated")
+    return Ready(status="ready", version=__version__)

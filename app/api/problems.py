@@ -1,0 +1,105 @@
+"""Every error as one RFC 9457 problem document, unknown routes, wrong methods and crashes included."""
+
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.api.schemas import Problem
+from app.errors import FieldError, Refusal
+
+log = structlog.get_logger()
+
+MEDIA_TYPE = "application/problem+json"
+TYPE = "https://slipway.dev/problems/"
+
+_HTTP_REASONS = {404: "route_not_found", 405: "method_not_allowed", 406: "not_acceptable", 415: "unsupported_media_type"}
+
+
+def document(
+    status: int, reason: str, detail: str, *, instance: str | None = None, errors: tuple[FieldError, ...] = ()
+) -> dict[str, Any]:
+    """Return the body of a problem."""
+    return {
+        "type": TYPE + reason.replace("_", "-"),
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "reason": reason,
+        "instance": instance,
+        "errors": [{"field": e.field, "message": e.message} for e in errors],
+    }
+
+
+def respond(request: Request, refusal: Refusal) -> JSONResponse:
+    """Answer a request with a refusal."""
+    body = document(
+        refusal.status, refusal.reason, refusal.detail, instance=request.url.path[:512], errors=refusal.errors
+    )
+    return JSONResponse(body, refusal.status, headers=dict(refusal.headers), media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make the app answer every error with a problem."""
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, error: Refusal) -> JSONResponse:
+        return respond(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return respond(request, from_validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        reason = _HTTP_REASONS.get(error.status_code, "http_error")
+        detail = str(error.detail)
+        if error.status_code == 404:
+            detail = f"There is no route {request.method} {request.url.path[:256]}."
+        elif error.status_code == 405:
+            detail = f"{request.method} is not allowed on {request.url.path[:256]}."
+        return respond(request, Refusal(error.status_code, reason, detail, headers=dict(error.headers or {})))
+
+    @app.exception_handler(Exception)
+    async def crashed(request: Request, error: Exception) -> JSONResponse:
+        log.error("request crashed", method=request.method, path=request.url.path, exc_info=error)
+        detail = "Slipway failed on this request; nothing of it was kept. It is safe to try again."
+        return respond(request, Refusal(500, "internal_error", detail))
+
+
+def from_validation(errors: Any) -> Refusal:
+    """Turn pydantic's errors into one 422 (400 for what isn't JSON) that names each field. Never repeats the input."""
+    fields = []
+    for error in errors:
+        where = [str(p) for p in error["loc"] if p not in {"body", "query", "path", "header"}]
+        if error["type"] == "json_invalid":
+            return Refusal(400, "malformed_json", f"The body is not JSON: {error.get('ctx', {}).get('error', '')}.")
+        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            message = "there is no such field"
+        elif error["type"] == "missing":
+            message = "is required"
+        fields.append(FieldError(".".join(_plain(where)) or "body", message))
+    first = fields[0] if fields else FieldError("body", "is not valid")
+    more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
+    return Refusal(422, "invalid_request", f"{first.field}: {first.message}{more}", tuple(fields[:50]))
+
+
+def _plain(where: list[str]) -> list[str]:
+    """Drop what pydantic adds for unions and keys, so that the path is the one the caller wrote."""
+    kinds = {"files", "upload", "git"}
+    if len(where) > 1 and where[0] == "source" and where[1] in kinds:
+        where = [where[0], *where[2:]]
+    return [w[:100] for w in where if w != "[key]"]
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Declare problems on a route: 401 and 422 come with every route, the others are named."""
+    all_of = sorted({401, 422, 500, 503, *statuses})
+    return {
+        s: {"model": Problem, "description": HTTPStatus(s).phrase, "content": {MEDIA_TYPE: {}}} for s in all_of
+    }

@@ -1,0 +1,136 @@
+"""The builder's side: see ``docs/builder-protocol.md``. Opened by a run token only."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.api.deps import Ctx, Db, Token, read_body
+from app.api.problems import from_validation, responses
+from app.api.schemas import Answer
+from app.builds import report
+
+router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"], responses=responses(403, 404, 409, 410))
+
+M = TypeVar("M", bound=BaseModel)
+Stage = Literal["fetch", "modules", "compile", "image", "push"]
+
+
+class FromBuilder(BaseModel):
+    """Unknown fields are ignored, so that a newer builder can talk to an older control plane."""
+
+    model_config = ConfigDict(extra="ignore")
+    instance: str = Field(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
+
+
+class Heartbeat(FromBuilder):
+    """I live, and this is what I do."""
+
+    stage: Stage | None = None
+
+
+class Line(BaseModel):
+    """One log line: Unix seconds, stream, text."""
+
+    t: float = Field(ge=0, le=1e11, allow_inf_nan=False)
+    s: Literal["stdout", "stderr", "builder"]
+    m: str
+
+
+class Lines(FromBuilder):
+    """A batch of lines; `seq` is the number of the first."""
+
+    seq: int = Field(ge=0, le=2**53)
+    lines: list[Line] = Field(max_length=5000)
+
+
+class HeartbeatAnswer(Answer):
+    """Whether to go on, and until when (Unix seconds)."""
+
+    cancel: bool
+    deadline: float
+
+
+class PushGrantAnswer(Answer):
+    """A Bearer for pull and push on one repository."""
+
+    registry: str
+    repository: str
+    token: str
+    expires_at: float
+
+
+class CompletionAnswer(Answer):
+    """What became of the report."""
+
+    accepted: bool
+    build_id: str
+    build_status: str | None
+
+
+@router.post("/claim")
+async def claim_run(run_id: str, body: FromBuilder, token: Token, context: Ctx, session: Db) -> dict[str, Any]:
+    """Take the run; the first instance wins and gets its orders."""
+    run = await report.authenticate(context, session, run_id, token)
+    return await report.claim(context, session, run, body.instance)
+
+
+@router.get("/source", response_class=StreamingResponse)
+async def get_run_source(run_id: str, token: Token, context: Ctx, session: Db) -> StreamingResponse:
+    """Return the source as a gzipped tar."""
+    run = await report.authenticate(context, session, run_id, token)
+    return StreamingResponse(await report.source(context, session, run), media_type="application/gzip")
+
+
+@router.post("/heartbeat")
+async def beat(run_id: str, body: Heartbeat, token: Token, context: Ctx, session: Db) -> HeartbeatAnswer:
+    """Say that the builder lives."""
+    run = await report.authenticate(context, session, run_id, token)
+    return HeartbeatAnswer(**await report.heartbeat(session, run, body.instance, body.stage))
+
+
+@router.post("/logs", status_code=204)
+async def add_run_logs(run_id: str, request: Request, token: Token, context: Ctx, session: Db) -> Response:
+    """Take a batch of log lines."""
+    run = await report.authenticate(context, session, run_id, token)
+    raw = await read_body(request, 4 * 1024 * 1024, "a batch of lines")
+    body = _parse(Lines, raw)
+    await report.add_logs(context, session, run, body.instance, body.seq, [line.model_dump() for line in body.lines])
+    return Response(status_code=204)
+
+
+@router.post("/push-grant")
+async def grant_push(run_id: str, body: FromBuilder, token: Token, context: Ctx, session: Db) -> PushGrantAnswer:
+    """Hand out the right to push the image."""
+    run = await report.authenticate(context, session, run_id, token)
+    grant = await report.push_grant(context, run, body.instance)
+    return PushGrantAnswer(
+        registry=grant.registry, repository=grant.repository, token=grant.token, expires_at=grant.expires_at
+    )
+
+
+@router.post("/complete")
+async def complete_run(
+    run_id: str,
+    request: Request,
+    token: Token,
+    context: Ctx,
+    webhook_id: Annotated[str, Header(min_length=1, max_length=128)],
+    webhook_timestamp: Annotated[str, Header(max_length=20)],
+    webhook_signature: Annotated[str, Header(max_length=1024)],
+) -> CompletionAnswer:
+    """Take the builder's last word: signed, once, and checked against the registry."""
+    async with context.sessions() as session:
+        await report.authenticate(context, session, run_id, token)
+    raw = await read_body(request, context.settings.max_completion_bytes, "a completion")
+    report.verify_signature(token, webhook_id, webhook_timestamp, webhook_signature, raw)
+    completion = _parse(report.Completion, raw)
+    return CompletionAnswer(**await report.complete(context, run_id, webhook_id, completion))
+
+
+def _parse(model: type[M], raw: bytes) -> M:
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as e:
+        raise from_validation(e.errors(include_input=False)) from None

@@ -1,0 +1,266 @@
+"""What the API answers. Names are what a generated client calls its types."""
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.lifecycle import BuildStatus, Owner, Reason, ReleaseStatus, RunStatus, ServiceStatus
+
+T = TypeVar("T")
+
+
+class Answer(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+class Page(Answer, Generic[T]):
+    """One page of a list, newest first unless said otherwise; `next_cursor` is null on the last."""
+
+    items: list[T]
+    next_cursor: str | None = None
+
+
+class FieldProblem(Answer):
+    """One wrong part of a request."""
+
+    field: str
+    message: str
+
+
+class Problem(Answer):
+    """RFC 9457 problem details; programs switch on `reason`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    reason: str
+    instance: str | None = None
+    errors: list[FieldProblem] = Field(default_factory=list)
+
+
+class SourceOut(Answer):
+    """An uploaded source."""
+
+    digest: str
+    size_bytes: int
+    files: int
+    created_at: datetime
+
+
+class Diagnostic(Answer):
+    """One message of the compiler."""
+
+    file: str = ""
+    line: int | None = None
+    column: int | None = None
+    message: str = ""
+
+
+class Tried(Answer):
+    """A builder that did not work out."""
+
+    attempt: int
+    platform: str
+    reason: Reason
+    message: str
+
+
+class SizeOut(Answer):
+    """What was really got."""
+
+    cpus: float
+    memory_mb: int
+    plan: str | None = None
+
+
+class RunOut(Answer):
+    """One attempt of one builder."""
+
+    id: str
+    attempt: int
+    status: RunStatus
+    platform: str
+    region: str | None
+    stage: str | None
+    exit_code: int | None
+    out_of_memory: bool
+    reason: Reason | None
+    message: str | None
+    effective: SizeOut | None
+    isolation: str | None
+    timings: dict[str, float]
+    created_at: datetime
+    launched_at: datetime | None
+    claimed_at: datetime | None
+    heartbeat_at: datetime | None
+    deadline_at: datetime
+    finished_at: datetime | None
+
+
+class ArtifactOut(Answer):
+    """An image by digest."""
+
+    id: str
+    repository: str
+    digest: str
+    size_bytes: int
+    source_digest: str
+    source_commit: str | None
+    goarch: str
+    toolchain: dict[str, str]
+    isolation: str | None
+    sbom: dict[str, Any] | None = Field(None, description="CycloneDX 1.5.")
+    created_at: datetime
+
+
+class ReleaseOut(Answer):
+    """One release of a service. Secrets are named, never shown."""
+
+    id: str
+    number: int
+    status: ReleaseStatus
+    kind: str
+    platform: str
+    artifact_id: str
+    digest: str | None = None
+    build_id: str | None
+    config: dict[str, Any]
+    secrets: list[str] = Field(default_factory=list)
+    effective: SizeOut | None
+    warnings: list[str]
+    reason: Reason | None
+    message: str | None
+    created_at: datetime
+    deploying_at: datetime | None
+    live_at: datetime | None
+    finished_at: datetime | None
+
+
+class ServiceOut(Answer):
+    """A service and its live release."""
+
+    id: str
+    name: str
+    platform: str
+    status: ServiceStatus
+    url: str | None
+    instance_id: str | None
+    starts: int
+    wake_ms: float | None
+    reason: Reason | None
+    message: str | None
+    live_release: ReleaseOut | None = None
+    last_request_at: datetime | None
+    status_at: datetime
+    created_at: datetime
+    updated_at: datetime
+
+
+class Failure(Answer):
+    """Why it failed, whose move it is, and what to do."""
+
+    reason: Reason
+    owner: Owner
+    retryable: bool
+    message: str
+    advice: str
+
+
+class BuildOut(Answer):
+    """A build as lists show it."""
+
+    id: str
+    status: BuildStatus
+    platform: str
+    builder_platform: str
+    service: str | None = None
+    source: dict[str, Any]
+    source_digest: str | None
+    labels: dict[str, str]
+    warnings: list[str]
+    retry_of: str | None
+    reason: Reason | None
+    message: str | None
+    failure: Failure | None = None
+    artifact_id: str | None
+    release_id: str | None
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+
+
+class BuildDetail(BuildOut):
+    """A build with everything that is known of it. `timings` are seconds per stage, the builder's own among them."""
+
+    spec: dict[str, Any]
+    diagnostics: list[Diagnostic]
+    tried: list[Tried]
+    runs: list[RunOut]
+    artifact: ArtifactOut | None = None
+    release: ReleaseOut | None = None
+    url: str | None = None
+    timings: dict[str, float]
+
+
+class EventOut(Answer):
+    """Something that happened."""
+
+    id: int
+    kind: str
+    build_id: str | None
+    run_id: str | None
+    service_id: str | None
+    release_id: str | None
+    data: dict[str, Any]
+    at: datetime
+
+
+class LogLineOut(Answer):
+    """One line; `stream` is `stdout`, `stderr`, `builder` or `platform`."""
+
+    at: datetime
+    stream: str
+    text: str
+    run_id: str | None = None
+    number: int | None = None
+
+
+class TraitsOut(Answer):
+    """What a platform is like."""
+
+    scale_to_zero: str
+    idle_signal: str
+    exit_codes: bool
+    private_registry: bool
+    own_registry: str | None
+    remote: bool
+    host_bound: bool
+    max_builders: int
+    max_runtime_seconds: int | None
+    min_idle_seconds: int
+    max_idle_seconds: int | None
+    goarch: list[str]
+    regions: list[str]
+    url_is_stable: bool
+
+
+class PlatformOut(Answer):
+    """A platform: whether it is offered here, what it can do, and what is missing when it isn't."""
+
+    name: str
+    configured: bool
+    missing: list[str]
+    builders: bool
+    services: bool
+    traits: TraitsOut
+
+
+class Ready(Answer):
+    """Whether this process can serve."""
+
+    status: str
+    version: str

@@ -1,0 +1,153 @@
+"""Services: look at them, change them, step back, put them to sleep and wake them, remove them."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from sqlalchemy import select
+
+from app.api.deps import Caller, Ctx, Cursor, Db, Limit, decode_cursor, encode_cursor
+from app.api.problems import responses
+from app.api.schemas import LogLineOut, Page, ReleaseOut, ServiceOut
+from app.api.views import release_out, service_out
+from app.builds.submit import live_release
+from app.context import Context
+from app.errors import Refusal, conflict, unavailable
+from app.lifecycle import ServiceStatus
+from app.models import Artifact, Project, Release, Service
+from app.platforms.base import PlatformError
+from app.requests import ReleaseRequest, RollbackRequest, ServicePatch
+from app.services import delete, rollback, sleep_wake
+from app.services.release import find, ref_of
+
+router = APIRouter(prefix="/v1/services", tags=["services"])
+
+
+@router.get("", responses=responses())
+async def list_services(
+    project: Caller,
+    session: Db,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    status: Annotated[ServiceStatus | None, Query()] = None,
+) -> Page[ServiceOut]:
+    """List services, newest first."""
+    statement = select(Service).where(Service.project_id == project.id, Service.deleted_at.is_(None))
+    if status is not None:
+        statement = statement.where(Service.status == status)
+    if cursor is not None:
+        statement = statement.where(Service.id < decode_cursor(cursor, str)[0])
+    rows = (await session.execute(statement.order_by(Service.id.desc()).limit(limit + 1))).scalars().all()
+    items = [await service_out(session, s) for s in rows[:limit]]
+    return Page(items=items, next_cursor=encode_cursor(rows[limit - 1].id) if len(rows) > limit else None)
+
+
+@router.get("/{name}", responses=responses(404))
+async def get_service(name: str, project: Caller, session: Db) -> ServiceOut:
+    """Look at a service."""
+    return await service_out(session, await find(session, project, name))
+
+
+@router.patch("/{name}", status_code=202, responses=responses(404, 409))
+async def update_service(name: str, body: ServicePatch, context: Ctx, project: Caller, session: Db) -> ReleaseOut:
+    """Change a service's config; makes a new release, which goes live once it is healthy."""
+    service = await find(session, project, name, lock=True)
+    return release_out(await rollback.change(context, session, service, body))
+
+
+@router.delete("/{name}", status_code=202, responses=responses(404))
+async def delete_service(name: str, context: Ctx, project: Caller, session: Db) -> Response:
+    """Remove a service from every state; what is under way for it ends."""
+    await delete.request(context, session, await find(session, project, name, lock=True))
+    return Response(status_code=202)
+
+
+@router.get("/{name}/releases", responses=responses(404))
+async def list_releases(
+    name: str, project: Caller, session: Db, limit: Limit = 50, cursor: Cursor = None
+) -> Page[ReleaseOut]:
+    """List a service's releases, newest first."""
+    service = await find(session, project, name)
+    statement = (
+        select(Release, Artifact.digest)
+        .join(Artifact, Artifact.id == Release.artifact_id)
+        .where(Release.service_id == service.id)
+    )
+    if cursor is not None:
+        statement = statement.where(Release.number < decode_cursor(cursor, int)[0])
+    rows = (await session.execute(statement.order_by(Release.number.desc()).limit(limit + 1))).all()
+    items = [release_out(release, digest) for release, digest in rows[:limit]]
+    return Page(items=items, next_cursor=encode_cursor(items[-1].number) if len(rows) > limit else None)
+
+
+@router.post("/{name}/releases", status_code=202, responses=responses(404, 409))
+async def create_release(name: str, body: ReleaseRequest, context: Ctx, project: Caller, session: Db) -> ReleaseOut:
+    """Promote an artifact again, with the live config."""
+    service = await find(session, project, name, lock=True)
+    return release_out(await rollback.promote_artifact(context, session, service, body))
+
+
+@router.post("/{name}/rollback", status_code=202, responses=responses(404, 409))
+async def rollback_service(
+    name: str, context: Ctx, project: Caller, session: Db, body: RollbackRequest | None = None
+) -> ReleaseOut:
+    """Go back to the release before the live one, or to the one named; makes a new release."""
+    service = await find(session, project, name, lock=True)
+    return release_out(await rollback.rollback(context, session, service, body or RollbackRequest()))
+
+
+@router.post("/{name}/sleep", responses=responses(404, 409))
+async def sleep_service(name: str, context: Ctx, project: Caller) -> ServiceOut:
+    """Put a service to sleep now. Asleep already is fine."""
+    service, release = await _manual(context, project, name)
+    if service.status not in {ServiceStatus.ASLEEP, ServiceStatus.SLEEPING}:
+        if release.config["scale"]["min"] > 0:
+            raise conflict("kept_up", f"Service {name} has scale.min 1; change that first.")
+        if not await sleep_wake.sleep(context, service.id):
+            raise conflict("not_running", f"Service {name} is {service.status}; only a running one can be put to sleep.")
+    async with context.sessions() as session:
+        return await service_out(session, await find(session, project, name))
+
+
+@router.post("/{name}/wake", responses=responses(404, 409))
+async def wake_service(name: str, context: Ctx, project: Caller) -> ServiceOut:
+    """Wake a service and answer once it listens. Awake already is fine."""
+    service, _ = await _manual(context, project, name)
+    try:
+        await sleep_wake.wake(context, service.id)
+    except sleep_wake.WakeFailed as e:
+        raise unavailable(str(e), reason=e.reason or "not_awake", retry_after=max(1, round(e.retry_after))) from e
+    async with context.sessions() as session:
+        return await service_out(session, await find(session, project, name))
+
+
+async def _manual(context: Context, project: Project, name: str) -> tuple[Service, Release]:
+    """Return a service that we put to sleep and wake ourselves, with its live release; Refusal (409) otherwise."""
+    async with context.sessions() as session:
+        service = await find(session, project, name)
+        release = await live_release(session, service)
+    if context.catalog.entries[service.platform].traits.scale_to_zero != "manual":
+        raise conflict("platform_decides", f"On {service.platform} the platform itself puts services to sleep.")
+    if release is None:
+        raise conflict("no_live_release", f"Service {name} has no live release yet.")
+    return service, release
+
+
+@router.get("/{name}/logs", responses=responses(404, 409))
+async def list_service_logs(
+    name: str, context: Ctx, project: Caller, limit: Annotated[int, Query(ge=1, le=1000)] = 200
+) -> Page[LogLineOut]:
+    """List the last lines of the live release, or of the newest one while none is live; oldest first."""
+    async with context.sessions() as session:
+        service = await find(session, project, name)
+        newest = select(Release).where(Release.service_id == service.id).order_by(Release.number.desc()).limit(1)
+        release = await live_release(session, service) or (await session.execute(newest)).scalar_one_or_none()
+    if release is None:
+        return Page(items=[])
+    platform = context.platform(release.platform)
+    if platform is None or platform.services is None:
+        raise Refusal(409, "logs_elsewhere", f"The logs of {release.platform} are kept by another process on its host.")
+    try:
+        lines = await platform.services.logs(ref_of(context, release), limit=limit)
+    except PlatformError as e:
+        raise unavailable(f"{release.platform} gave no logs: {e.message}", reason="platform_unavailable") from e
+    return Page(items=[LogLineOut(at=line.at, stream=line.stream, text=line.text) for line in lines])

@@ -1,0 +1,59 @@
+"""Sources: archives sent ahead of their builds."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from typing import IO
+
+from fastapi import APIRouter, Request, Response
+from sqlalchemy import select
+
+from app.api.deps import Caller, Ctx
+from app.api.problems import responses
+from app.api.schemas import SourceOut
+from app.builds import sources
+from app.errors import invalid, too_large
+from app.models import Source
+
+router = APIRouter(prefix="/v1/sources", tags=["sources"])
+
+BODY = {"requestBody": {"required": True, "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}}}
+
+
+@router.post("", status_code=201, responses=responses(413), openapi_extra=BODY)
+async def create_source(request: Request, response: Response, context: Ctx, project: Caller) -> SourceOut:
+    """Send a gzipped tar; answers with the digest to name in `POST /v1/builds`. The same tree has the same digest."""
+    settings = context.settings
+    with tempfile.TemporaryFile(prefix="slipway-source-") as file:
+        size = await _receive(request, file, settings.max_source_bytes)
+        if size == 0:
+            raise invalid("body", "is empty; send a gzipped tar", reason="source_invalid")
+        file.seek(0)
+        tree = await asyncio.to_thread(sources.read_archive, file, size, settings)
+        file.seek(0)
+        async with context.sessions.begin() as session:
+            await sources.save(session, project.id, tree, _pieces(file))
+            key = (Source.project_id == project.id, Source.digest == tree.digest)
+            row = (await session.execute(select(Source).where(*key))).scalar_one()
+            return SourceOut.model_validate(row, from_attributes=True)
+
+
+async def _receive(request: Request, file: IO[bytes], limit: int) -> int:
+    """Stream the body to disk, off the loop in large pieces; Refusal (413) as soon as it is over the limit."""
+    size, buffer = 0, bytearray()
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limit:
+            raise too_large(f"the archive has more than {limit} bytes")
+        buffer += piece
+        if len(buffer) >= sources.CHUNK:
+            await asyncio.to_thread(file.write, bytes(buffer))
+            buffer.clear()
+    if buffer:
+        await asyncio.to_thread(file.write, bytes(buffer))
+    return size
+
+
+async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
+    while data := await asyncio.to_thread(file.read, sources.CHUNK):
+        yield data

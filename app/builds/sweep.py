@@ -1,0 +1,247 @@
+"""What time and crashes leave behind of builds: lost jobs, silent builders, passed deadlines, machines nobody owns."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import structlog
+from sqlalchemy import func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import queue, store
+from app.builds import slots
+from app.context import Context
+from app.ids import parse_remote_name
+from app.lifecycle import OPEN_RUN, BuildStatus, Reason, ServiceStatus, is_terminal
+from app.models import Build, Release, Run, Service
+from app.platforms.base import Found, Platform, PlatformError, ServiceRef
+
+log = structlog.get_logger()
+
+BATCH = 200
+AGAIN_SECONDS = 20
+DEADLINE_GRACE_SECONDS = 8
+"""A builder reports its own time-out; this is how long its report may take."""
+ORPHANS_FLOOR = 5
+ORPHANS_SHARE = 0.2
+
+
+def seconds(value: float) -> object:
+    """Return an interval for SQL."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, value)
+
+
+async def reconcile(context: Context, session: AsyncSession) -> int:
+    """Give every quiet row of a build its job again; returns how many. One transaction, one process at a time."""
+    return (
+        await _expire(session)
+        + await _quiet_builds(context, session)
+        + await _held(context, session)
+        + await _silent_runs(context, session)
+        + await _uncleaned(context, session)
+    )
+
+
+async def _expire(session: AsyncSession) -> int:
+    late = (
+        select(Build)
+        .where(Build.status == BuildStatus.QUEUED, Build.deadline_at < func.now())
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    rows = (await session.execute(late)).scalars().all()
+    for build in rows:
+        last = build.tried[-1] if build.tried else None
+        if last and last["reason"] == Reason.PLATFORM_MISCONFIGURED:
+            await store.fail(session, build, Reason.PLATFORM_MISCONFIGURED, last["message"])
+        else:
+            why = f" Last try: {last['message']}" if last else ""
+            await store.fail(session, build, Reason.EXPIRED, f"No builder was free in time.{why}")
+    return len(rows)
+
+
+async def _quiet_builds(context: Context, session: AsyncSession) -> int:
+    due = (
+        select(Build)
+        .where(Build.status.in_([BuildStatus.QUEUED, BuildStatus.DISPATCHING]), Build.next_check_at <= func.now())
+        .order_by(Build.next_check_at)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    rows = (await session.execute(due)).scalars().all()
+    for build in rows:
+        build.next_check_at = func.now() + seconds(AGAIN_SECONDS)
+        await _nudge(context, session, build)
+    return len(rows)
+
+
+async def _held(context: Context, session: AsyncSession) -> int:
+    """Nudge one held build on each platform that has a free slot; the rule is ``slots.freed``, this is its safety net."""
+    running = (
+        select(Build.builder_platform, func.count().label("n"))
+        .where(Build.status.in_(slots.IN_SLOT))
+        .group_by(Build.builder_platform)
+    ).subquery()
+    held = (
+        select(Build.builder_platform, func.min(Build.id), func.coalesce(func.max(running.c.n), 0))
+        .outerjoin(running, running.c.builder_platform == Build.builder_platform)
+        .where(Build.status == BuildStatus.QUEUED, Build.next_check_at.is_(None))
+        .group_by(Build.builder_platform)
+    )
+    count = 0
+    for platform, build_id, taken in (await session.execute(held)).all():
+        entry = context.catalog.entry(platform)
+        if entry is not None and taken < entry.traits.max_builders:
+            host_bound = context.catalog.host_bound(platform)
+            await queue.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build_id, -1, host_bound=host_bound))
+            count += 1
+    return count
+
+
+async def _silent_runs(context: Context, session: AsyncSession) -> int:
+    """Look at runs that are past their deadline, never claimed, or silent for too long."""
+    silent = seconds(context.settings.heartbeat_timeout_seconds)
+    due = (
+        select(Run)
+        .where(
+            Run.status.in_(OPEN_RUN),
+            or_(Run.next_check_at.is_(None), Run.next_check_at <= func.now()),
+            or_(
+                Run.deadline_at < func.now() - seconds(DEADLINE_GRACE_SECONDS),
+                func.coalesce(Run.heartbeat_at, Run.launched_at) < func.now() - silent,
+            ),
+        )
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    rows = (await session.execute(due)).scalars().all()
+    for run in rows:
+        run.next_check_at = func.now() + seconds(AGAIN_SECONDS)
+        await _nudge_run(context, session, run, queue.Job.CHECK)
+    return len(rows)
+
+
+async def _uncleaned(context: Context, session: AsyncSession) -> int:
+    due = (
+        select(Run)
+        .where(Run.cleaned_at.is_(None), Run.next_check_at <= func.now(), Run.status.not_in(OPEN_RUN))
+        .order_by(Run.next_check_at)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    rows = (await session.execute(due)).scalars().all()
+    for run in rows:
+        run.next_check_at = func.now() + seconds(AGAIN_SECONDS * 3)
+        await _nudge_run(context, session, run, queue.Job.CLEANUP)
+    return len(rows)
+
+
+async def _nudge(context: Context, session: AsyncSession, build: Build) -> None:
+    host_bound = context.catalog.host_bound(build.builder_platform)
+    await queue.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, -1, host_bound=host_bound))
+
+
+async def _nudge_run(context: Context, session: AsyncSession, run: Run, job: queue.Job) -> None:
+    await queue.enqueue(session, queue.Nudge(job, run.id, -1, host_bound=context.catalog.host_bound(run.platform)))
+
+
+# --------------------------------------------------------------------------------------------------- orphans
+
+
+async def sweep(context: Context) -> None:
+    """Remove from each platform what no open row owns; see the rules in ``orphans``."""
+    for platform in list(context.catalog.held.values()):
+        try:
+            await _sweep_builders(context, platform)
+            await _sweep_services(context, platform)
+        except (PlatformError, TimeoutError) as e:
+            log.warning("sweep skipped a platform", platform=platform.name, error=str(e) or type(e).__name__)
+
+
+def orphans(
+    found: Sequence[Found], owned: set[str], known: dict[str, str], now: datetime, grace: float
+) -> tuple[list[Found], list[tuple[str, str]]]:
+    """Split a listing into what to remove and what to spare, with the reason for sparing.
+
+    ``owned`` are names with a live owner, ``known`` maps names to why they may go. What no row knows is spared too: after a
+    database was restored from a backup it may be somebody's live service. Removing more than max(5, 20 %) of a
+    listing at once means that something is wrong with us, not with them.
+    """
+    doomed, spared = [], []
+    for item in found:
+        name = item.ref.name
+        if name in owned:
+            continue
+        if item.created_at is not None and (now - item.created_at).total_seconds() < grace:
+            spared.append((name, "younger than the grace period"))
+        elif name not in known:
+            spared.append((name, "no row knows it: perhaps the database is older than it"))
+        else:
+            doomed.append(item)
+    if len(doomed) > max(ORPHANS_FLOOR, ORPHANS_SHARE * len(found)):
+        log.error("sweep refuses to remove so much at once", count=len(doomed), listed=len(found))
+        spared += [(item.ref.name, "too many orphans in one listing") for item in doomed]
+        doomed = []
+    return doomed, spared
+
+
+async def _sweep_builders(context: Context, platform: Platform) -> None:
+    if platform.builders is None:
+        return
+    listing = await platform.builders.list_ours(context.installation)
+    ids = _row_ids(context, [i.ref.name for i in listing.items], "run")
+    async with context.sessions() as session:
+        rows = (await session.execute(select(Run).where(Run.id.in_(ids.values())))).scalars().all()
+        now = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+    owned = {r.name for r in rows if not is_terminal(r.status)}
+    known = {r.name: str(r.status) for r in rows if is_terminal(r.status)}
+    # A builder without a row can't be a live service, and it may cost money: the installation's name is in its name.
+    old = [i for i in listing.items if i.ref.name in ids and i.ref.name not in owned | known.keys()]
+    known |= {i.ref.name: "no row" for i in old}
+    doomed, spared = orphans(listing.items, owned, known, now, context.settings.sweep_grace_seconds)
+    for item in doomed:
+        log.warning("removing a builder without an owner", platform=platform.name, name=item.ref.name)
+        await platform.builders.stop(item.ref)
+    _say_spared(platform.name, spared)
+
+
+async def _sweep_services(context: Context, platform: Platform) -> None:
+    if platform.services is None:
+        return
+    listing = await platform.services.list_ours(context.installation)
+    names = [i.ref.name for i in listing.items]
+    services, releases = _row_ids(context, names, "svc"), _row_ids(context, names, "rel")
+    async with context.sessions() as session:
+        svc = (await session.execute(select(Service).where(Service.id.in_(services.values())))).scalars().all()
+        rel = (await session.execute(select(Release).where(Release.id.in_(releases.values())))).scalars().all()
+        now = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+    gone = {s.id for s in svc if s.status == ServiceStatus.DELETED} | {r.id for r in rel if r.retired_at is not None}
+    by_id = {row_id: name for name, row_id in (services | releases).items()}
+    known = {by_id[i]: "a row says it is gone" for i in gone}
+    owned = {by_id[r.id] for r in [*svc, *rel] if r.id not in gone}
+    doomed, spared = orphans(listing.items, owned, known, now, context.settings.sweep_grace_seconds)
+    parents = {by_id[r.id]: r.service_id for r in rel}
+    for item in doomed:
+        log.warning("removing a service without an owner", platform=platform.name, name=item.ref.name)
+        if item.ref.name in parents:
+            parent = item.ref.name.replace(item.ref.name.split("-", 2)[2], parents[item.ref.name].replace("_", "-"))
+            await platform.services.retire(ServiceRef(service=parent, release=item.ref.name, handle=item.ref.handle))
+        else:
+            await platform.services.delete(ServiceRef(service=item.ref.name, release="", handle=item.ref.handle))
+    _say_spared(platform.name, spared)
+
+
+def _row_ids(context: Context, names: Sequence[str], prefix: str) -> dict[str, str]:
+    """Return name → row id for the names that are ours and of this kind."""
+    ids = {}
+    for name in names:
+        parsed = parse_remote_name(name)
+        if parsed and parsed[0] == context.installation and parsed[1].startswith(f"{prefix}_"):
+            ids[name] = parsed[1]
+    return ids
+
+
+def _say_spared(platform: str, spared: Sequence[tuple[str, str]]) -> None:
+    for name, why in spared:
+        log.info("sweep spared a resource", platform=platform, name=name, why=why)
+
+

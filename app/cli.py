@@ -1,0 +1,166 @@
+"""The command line: ``slipway serve`` and its parts, and what an operator needs around them."""
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from sqlalchemy import select
+
+from app import __version__, db, logs, serving
+from app.embedded.errors import EmbeddedError
+from app.leases import LeaseError
+from app.models import Project
+from app.platforms.base import PlatformError
+from app.secrets import KeysError, make_keys
+from app.serving import SetupError, Started
+from app.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+
+def say(text: str) -> None:
+    """Print a line for a person, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def read_settings() -> Settings:
+    """Return the settings; exits with 2 and the name of the wrong variable."""
+    try:
+        settings = Settings()
+    except ValidationError as e:
+        for error in e.errors(include_input=False, include_url=False):
+            name = "__".join(str(p) for p in error["loc"]).upper() or "SETTINGS"
+            sys.stderr.write(f"slipway: SLIPWAY_{name.removeprefix('SLIPWAY_')}: {error['msg']}\n")
+        raise SystemExit(2) from None
+    logs.configure(settings.log_level, settings.log_format)
+    return settings
+
+
+def run(main: "asyncio.Future[None] | object") -> None:
+    """Run a process to its end; what the operator can mend is said in one sentence, without a traceback."""
+    try:
+        with asyncio.Runner(loop_factory=_loop) as runner:
+            runner.run(main)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (SetupError, KeysError, EmbeddedError, LeaseError, PlatformError, ValueError) as e:
+        sys.stderr.write(f"slipway: {e}\n")
+        raise SystemExit(1) from None
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    import uvloop  # noqa: PLC0415 - only processes that serve need it
+
+    return uvloop.new_event_loop()
+
+
+def _announce(started: Started) -> None:
+    settings = started.settings
+    say(f"slipway {__version__} is up")
+    say(f"  API      {settings.api_url}  (docs at {settings.api_url}/docs)")
+    say(f"  services {settings.service_url('<service>')}")
+    say(f"  home     {settings.home}")
+    if started.api_key:
+        say(f"  API key  {started.api_key}  (shown once; only its hash is kept)")
+
+
+@app.command()
+def serve() -> None:
+    """Run API, gateway and worker in one process, with everything embedded that isn't set."""
+    run(serving.serve(read_settings(), _announce))
+
+
+@app.command()
+def api() -> None:
+    """Run the API alone; needs DATABASE_URL."""
+
+    def announce(started: Started) -> None:
+        say(f"slipway api is up at {started.settings.api_url}")
+        if started.api_key:
+            say(f"  API key  {started.api_key}  (shown once; only its hash is kept)")
+
+    run(serving.api(read_settings(), announce))
+
+
+@app.command()
+def worker(
+    *,
+    local: Annotated[bool, typer.Option("--local", help="Own this host's local platform.")] = False,
+) -> None:
+    """Run the worker alone; needs DATABASE_URL."""
+    run(serving.worker(read_settings(), lambda _: say("slipway worker is up"), hold_local=local))
+
+
+@app.command()
+def gateway() -> None:
+    """Run the gateway alone; needs DATABASE_URL."""
+    run(serving.gateway(read_settings(), lambda s: say(f"slipway gateway is up on port {s.settings.gateway_port}")))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema up to date."""
+
+    async def main() -> None:
+        async with serving.database(read_settings()) as (url, _):
+            await db.migrate(url)
+        say("the schema is current")
+
+    run(main())
+
+
+@app.command()
+def secret_keys() -> None:
+    """Print a fresh value for SLIPWAY_SECRET_KEYS."""
+    say(make_keys())
+
+
+keys = typer.Typer(no_args_is_help=True, help="API keys of this installation.")
+app.add_typer(keys, name="keys")
+
+
+@keys.command("create")
+def keys_create(name: Annotated[str, typer.Argument(help="What it is for.")] = "unnamed") -> None:
+    """Make an API key of the default project and print it; only its hash is kept."""
+    from app.main import create_key  # noqa: PLC0415 - pulls in the whole API
+
+    async def main() -> None:
+        settings = read_settings()
+        async with serving.database(settings) as (url, _):
+            await db.migrate(url)
+            engine = db.create_engine(url, pool_size=1)
+            try:
+                async with db.create_sessions(engine).begin() as session:
+                    project = (await session.execute(select(Project).where(Project.name == "default"))).scalar_one()
+                    key = await create_key(session, project, name)
+            finally:
+                await engine.dispose()
+        say(key)
+
+    run(main())
+
+
+@app.command()
+def seed() -> None:
+    """Compile Go's standard library once, so that the first build need not."""
+    from app.platforms import local  # noqa: PLC0415 - only this command needs it alone
+
+    run(local.make_seed(read_settings(), say))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    say(__version__)
+
+
+def main() -> None:
+    """Entry of the ``slipway`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The worker: takes jobs off the queue and runs their verbs; beside it the loops that reconcile and sweep.
+
+A job is short and safe to repeat. Its failure is logged and reconcile tries again from the row, so no job is retried by the
+queue itself. When the database goes away the worker leaves loudly, and its supervisor starts it again.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+
+import asyncpg
+import structlog
+from pgqueuer import PgQueuer
+from pgqueuer.db import AsyncpgDriver
+from pgqueuer.models import Job as QueueJob
+from pgqueuer.types import Channel
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.builds import cleanup, dispatch, retention
+from app.builds import sweep as builds_sweep
+from app.context import Context
+from app.db import plain_dsn
+from app.queue import SETTINGS, Job, entrypoint, queries
+from app.services import delete, promote, retire, sleep_wake
+from app.services import sweep as services_sweep
+
+log = structlog.get_logger()
+
+Handler = Callable[[Context, str], Awaitable[object]]
+
+HANDLERS: dict[Job, tuple[Handler, float]] = {
+    Job.DISPATCH: (dispatch.dispatch, 120),
+    Job.CHECK: (cleanup.check, 150),
+    Job.CLEANUP: (cleanup.cleanup, 90),
+    Job.PROMOTE: (promote.promote, 900),
+    Job.RETIRE: (retire.retire, 90),
+    Job.WAKE: (sleep_wake.start, 120),
+    Job.SLEEP: (sleep_wake.stop, 120),
+    Job.DELETE: (delete.delete, 120),
+}
+"""Verb and time-out in seconds; each verb has shorter time-outs of its own for what it calls."""
+
+DEQUEUE_TIMEOUT = timedelta(seconds=2)
+HEARTBEAT_TIMEOUT = timedelta(seconds=10)
+RETENTION_SECONDS = 300.0
+UNNAMED_IMAGES = timedelta(hours=3)
+"""How long an image without a row may be one that is still on its way: longer than any run."""
+RECONCILE_LOCK = 0x736C7072
+SWEEP_LOCK = 0x736C7073
+
+
+async def work(context: Context, database_url: str, *, ready: asyncio.Event | None = None) -> None:
+    """Run a worker until it is canceled; raises when the database goes away.
+
+    Takes the jobs of every platform, and those of a host-bound platform only where this process holds it.
+    """
+    logging.getLogger("pgqueuer").setLevel(logging.WARNING)
+    async with _connection(database_url) as connection:
+        driver = AsyncpgDriver(connection)
+        pgq = PgQueuer(driver, channel=Channel(SETTINGS.channel), queries=queries(driver))
+        bound = [None, *(n for n, p in context.catalog.held.items() if p.traits.host_bound)]
+        for job, (handler, seconds) in HANDLERS.items():
+            for host in bound:
+                name = entrypoint(job, host)
+                pgq.entrypoint(name, accepts_context=False, on_failure="delete")(_runner(context, name, handler, seconds))
+        run = pgq.qm.run(
+            batch_size=10,
+            dequeue_timeout=DEQUEUE_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT_TIMEOUT,
+            max_concurrent_tasks=context.settings.worker_concurrency * 2,
+            shutdown_on_listener_failure=True,
+        )
+        if ready is not None:
+            ready.set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_left_loudly(run), name="queue")
+            group.create_task(_every(context.settings.reconcile_seconds, lambda: reconcile(context)), name="reconcile")
+            group.create_task(_every(context.settings.sweep_seconds, lambda: sweep(context)), name="sweep")
+            group.create_task(_every(RETENTION_SECONDS, lambda: keep(context)), name="retention")
+
+
+async def _left_loudly(run: Awaitable[None]) -> None:
+    await run
+    raise ConnectionError("the queue stopped: its connection to the database is gone")
+
+
+@contextlib.asynccontextmanager
+async def _connection(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    connection = await asyncpg.connect(
+        plain_dsn(database_url), timeout=10, command_timeout=60, server_settings={"application_name": "slipway-worker"}
+    )
+    try:
+        yield connection
+    finally:
+        with contextlib.suppress(Exception):
+            await connection.close(timeout=5)
+
+
+def _runner(context: Context, name: str, handler: Handler, seconds: float) -> Callable[[QueueJob], Awaitable[None]]:
+    async def run(job: QueueJob) -> None:
+        row_id = (job.payload or b"").decode().partition(":")[0]
+        structlog.contextvars.bind_contextvars(job=name, row_id=row_id)
+        try:
+            async with asyncio.timeout(seconds):
+                await handler(context, row_id)
+        except sleep_wake.WakeFailed as e:
+            log.warning("service did not start", error=str(e), reason=e.reason)
+        except TimeoutError:
+            log.error("job took too long; reconcile starts it again", seconds=seconds)
+        except Exception:
+            # The row is the truth and reconcile its keeper: a job that fails must not be retried in a tight loop.
+            log.exception("job failed; reconcile starts it again")
+        finally:
+            structlog.contextvars.unbind_contextvars("job", "row_id")
+
+    return run
+
+
+async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await act()
+        except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
+            raise
+        except Exception:
+            log.exception("a periodic pass failed; the next one starts afresh")
+        await asyncio.sleep(seconds)
+
+
+async def reconcile(context: Context) -> None:
+    """Give quiet rows their jobs again; one process at a time."""
+    async with context.sessions.begin() as session:
+        if not await _mine(session, RECONCILE_LOCK):
+            return
+        await builds_sweep.reconcile(context, session)
+        await services_sweep.reconcile(context, session)
+
+
+async def sweep(context: Context) -> None:
+    """Compare rows with platforms: dead instances first, then what no row owns."""
+    await services_sweep.look_after(context)
+    await builds_sweep.sweep(context)
+
+
+async def keep(context: Context) -> None:
+    """Remove what is past its keeping, from the database and from the embedded registry."""
+    await retention.keep(context)
+    async with context.sessions() as session:
+        kept = await retention.kept_images(session)
+    await context.images.collect(kept, UNNAMED_IMAGES, limit=500)
+
+
+async def _mine(session: AsyncSession, key: int) -> bool:
+    statement = text("select pg_try_advisory_xact_lock(:key)")
+    return bool((await session.execute(statement, {"key": key})).scalar_one())

@@ -1,0 +1,236 @@
+"""The processes: ``serve`` is all in one; ``api``, ``worker`` and ``gateway`` are its parts, any number of each."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+import uvicorn
+
+from app import db, jobs
+from app.context import Context
+from app.embedded.postgres import EmbeddedPostgres
+from app.gateway import run_gateway
+from app.main import create_app, ensure_key, open_context
+from app.settings import Settings
+
+log = structlog.get_logger()
+
+RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
+SHUTDOWN_SECONDS = 15
+
+
+class SetupError(Exception):
+    """The process can't start as it is set up; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """What ``serve`` tells its user once everything is up."""
+
+    settings: Settings
+    api_key: str | None
+    database_url: str
+
+
+Announce = Callable[[Started], None]
+
+
+@contextlib.asynccontextmanager
+async def database(settings: Settings) -> AsyncIterator[tuple[str, Callable[[], Awaitable[None]] | None]]:
+    """Give the database's URL and, for the embedded one, what to watch: it raises when the server dies."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value(), None
+        return
+    async with EmbeddedPostgres(settings.home) as server:
+        assert server.url is not None
+        yield server.url, server.watch
+
+
+def bind(host: str, port: int, name: str) -> socket.socket:
+    """Bind a listening socket before anything else starts; SetupError when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as e:
+        listener.close()
+        raise SetupError(f"{name}: can't listen on {host}:{port} ({e.strerror}); choose another by SLIPWAY_{name}") from e
+    listener.setblocking(False)
+    return listener
+
+
+async def serve(settings: Settings, announce: Announce) -> None:
+    """Run API, gateway and worker in this process, with the embedded database unless another is set."""
+    with contextlib.ExitStack() as sockets:
+        api_socket = sockets.enter_context(bind(settings.host, settings.port, "PORT"))
+        gateway_socket = sockets.enter_context(bind(settings.gateway_host, settings.gateway_port, "GATEWAY_PORT"))
+        ports = {"port": api_socket.getsockname()[1], "gateway_port": gateway_socket.getsockname()[1]}
+        settings = settings.model_copy(update=ports)
+        async with database(settings) as (url, watch):
+            await db.migrate(url)
+            async with open_context(settings, url, hold_local=True) as context:
+                async with context.sessions.begin() as session:
+                    key = await ensure_key(session, settings)
+                up = _Up(3, lambda: announce(Started(settings, key.made, url)))
+                parts = {
+                    "api": _api(context, api_socket, up),
+                    "gateway": run_gateway(context, gateway_socket, ready=up.one),
+                    "worker": supervised(context, url, up),
+                }
+                if watch is not None:
+                    parts["database"] = watch()
+                await until_stopped(parts)
+
+
+async def api(settings: Settings, announce: Announce) -> None:
+    """Run the API alone."""
+    with bind(settings.host, settings.port, "PORT") as listener:
+        settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+        async with _outside(settings) as (context, url):
+            async with context.sessions.begin() as session:
+                key = await ensure_key(session, settings)
+            up = _Up(1, lambda: announce(Started(settings, key.made, url)))
+            await until_stopped({"api": _api(context, listener, up)})
+
+
+async def gateway(settings: Settings, announce: Announce) -> None:
+    """Run the gateway alone."""
+    with bind(settings.gateway_host, settings.gateway_port, "GATEWAY_PORT") as listener:
+        settings = settings.model_copy(update={"gateway_port": listener.getsockname()[1]})
+        async with _outside(settings) as (context, url):
+            up = _Up(1, lambda: announce(Started(settings, None, url)))
+            await until_stopped({"gateway": run_gateway(context, listener, ready=up.one)})
+
+
+async def worker(settings: Settings, announce: Announce, *, hold_local: bool) -> None:
+    """Run the worker alone; ``hold_local`` makes it the owner of this host's local platform. Leaves when its database does."""
+    async with _outside(settings, hold_local=hold_local) as (context, url):
+        ready = asyncio.Event()
+        waiter = asyncio.create_task(ready.wait())
+        waiter.add_done_callback(lambda t: None if t.cancelled() else announce(Started(settings, None, url)))
+        try:
+            await until_stopped({"worker": jobs.work(context, url, ready=ready)})
+        finally:
+            waiter.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _outside(settings: Settings, *, hold_local: bool = False) -> AsyncIterator[tuple[Context, str]]:
+    """Open a context on the outside database that the parts of a split installation share."""
+    if settings.database_url is None:
+        raise SetupError("set DATABASE_URL: a split installation shares one PostgreSQL (`slipway serve` brings its own)")
+    url = settings.database_url.get_secret_value()
+    async with open_context(settings, url, hold_local=hold_local) as context:
+        async with context.sessions() as session:
+            if not await db.schema_is_current(session):
+                raise SetupError("the database's schema is not current; run `slipway migrate` first")
+        yield context, url
+
+
+class _Up:
+    """Counts the parts that are up and says so once when all are."""
+
+    def __init__(self, parts: int, say: Callable[[], None]) -> None:
+        self._left, self._say = parts, say
+
+    def one(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._say()
+
+
+class _Server(uvicorn.Server):
+    """Tells when it is up; the signals are ours."""
+
+    def __init__(self, config: uvicorn.Config, up: _Up) -> None:
+        super().__init__(config)
+        self._up = up
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        """Leave the signals to ``until_stopped``."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._up.one()
+
+
+async def _api(context: Context, listener: socket.socket, up: _Up) -> None:
+    config = uvicorn.Config(
+        create_app(context),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_keep_alive=75,
+        server_header=False,
+        ws="none",
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    server = _Server(config, up)
+    try:
+        await server.serve(sockets=[listener])
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await server.shutdown(sockets=[listener])
+        raise
+
+
+async def supervised(context: Context, database_url: str, up: _Up | None = None) -> None:
+    """Run a worker and start it again whenever it leaves, with a pause that grows while it keeps leaving."""
+    failures, told = 0, False
+    loop = asyncio.get_running_loop()
+    while True:
+        begun, ready = loop.time(), asyncio.Event()
+        task = asyncio.create_task(jobs.work(context, database_url, ready=ready))
+        try:
+            if up is not None and not told:
+                first = asyncio.create_task(ready.wait())
+                await asyncio.wait({first, task}, return_when=asyncio.FIRST_COMPLETED)
+                first.cancel()
+                if ready.is_set():
+                    told = True
+                    up.one()
+            await task
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
+        except Exception as e:
+            log.error("the worker left and is started again", error=_root(e))
+        failures = 0 if loop.time() - begun > 60 else failures + 1
+        await asyncio.sleep(RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1])
+
+
+def _root(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
+
+
+async def until_stopped(parts: dict[str, Awaitable[None]]) -> None:
+    """Run the parts until SIGTERM or SIGINT, or until one of them ends; raises what it ended with."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    tasks = {asyncio.ensure_future(part): name for name, part in parts.items()}
+    stopper = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait([*tasks, stopper], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopper.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    for task in done - {stopper}:
+        if (error := task.exception()) is not None:
+            raise error
+        raise SetupError(f"the {tasks[task]} ended by itself")
