@@ -137,12 +137,3 @@ class Bench:
 @pytest.fixture
 def bench(plane: ControlPlane, go: str, gocache: Path, tmp_path: Path) -> Bench:
     return Bench(plane=plane, go=go, gocache=gocache, folder=tmp_path)
-
-
-def until(true: object, seconds: float = 20.0) -> None:
-    """Poll until ``true()`` holds, up to a deadline."""
-    assert callable(true)
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to that in time"
-        time.sleep(0.01)

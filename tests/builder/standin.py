@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 RUN = "run_0000000000000000000000001a"
 TOKEN = f"slr.{RUN}.c2VjcmV0LW1hYy1vZi10aGUtcnVu"
@@ -136,7 +136,7 @@ class App:
             if misdeed is None:
                 await self._guarded(scope, receive, send)
             elif misdeed == "lose":
-                await self._guarded(scope, receive, self._swallow(send))
+                await self._guarded(scope, receive, self._nowhere)
                 raise ConnectionResetError
             elif misdeed == "reset":
                 raise ConnectionResetError
@@ -170,11 +170,8 @@ class App:
         return None
 
     @staticmethod
-    def _swallow(send: Send) -> Send:
-        async def nothing(message: Any) -> None:
-            del message, send
-
-        return nothing
+    async def _nowhere(message: Message) -> None:
+        del message
 
     @staticmethod
     async def _until_gone(receive: Receive) -> None:
