@@ -27,7 +27,7 @@ from app.images.tokens import Grants, Scope, Token, TokenAuthority
 from app.settings import Settings
 
 #: The user name that goes with a token as password, where a client only knows Basic credentials.
-TOKEN_USER = "slipway"
+TOKEN_USER = "slipway"  # noqa: S105 - a name, not a password
 
 
 @dataclass(frozen=True, kw_only=True)

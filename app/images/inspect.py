@@ -41,7 +41,7 @@ async def inspect(source: Source, repository: str, digest: str) -> ImageInfo:
     for descriptor in (config, *layers):
         # Not every registry compares what a manifest says with what it stores.
         real = await source.blob_size(repository, descriptor["digest"])
-        if real != descriptor["size"]:
+        if real is None or real != descriptor["size"]:
             raise ImageInvalid(f"The image's blob {descriptor['digest']} is missing or not of the size it claims.")
         size += real
     raw = await source.get_blob(repository, config["digest"], max_bytes=_MAX_CONFIG)

@@ -4,19 +4,18 @@
 """
 
 import asyncio
-import errno
 from pathlib import Path
 from urllib.parse import urlencode
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from app.images import blobs, layout, manifests, uploads
-from app.images.errors import Fault, ImageInvalid, ReferenceInvalid
+from app.images.errors import Fault
+from app.images.faults import HANDLERS
 from app.images.guard import Authenticate, Guard
 from app.images.reference import is_digest, is_repository, is_tag
 from app.images.tokens import Action, Grants, Scope, TokenAuthority
@@ -52,14 +51,7 @@ def create_registry(
             Route("/{name:path}/referrers/{digest}", server.referrers, methods=["GET"]),
         ],
         middleware=[Middleware(Drain)],
-        exception_handlers={
-            Fault: _fault,
-            ReferenceInvalid: _name_invalid,
-            ImageInvalid: _broken,
-            HTTPException: _http,
-            ClientDisconnect: _gone,
-            OSError: _disk,
-        },
+        exception_handlers=HANDLERS,
     )
 
 
@@ -151,6 +143,9 @@ class _Server:
             await asyncio.to_thread(manifests.delete_manifest, self.root, name, reference)
             return Response(status_code=202)
         found = await asyncio.to_thread(manifests.get_manifest, self.root, name, reference)
+        if request.method == "HEAD":
+            # Who asks wants to rely on it, so a collection has to let it be, as with a blob.
+            await asyncio.to_thread(blobs.stat_blob, self.root, name, found.entry.digest)
         headers = {
             "Content-Type": found.entry.media_type,
             "Docker-Content-Digest": found.entry.digest,
@@ -230,35 +225,3 @@ def _digest(text: str) -> str:
     if not is_digest(text):
         raise Fault(400, "DIGEST_INVALID", "not a sha256 or sha512 digest")
     return text
-
-
-def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"errors": [{"code": code, "message": message}]}, status, headers)
-
-
-async def _fault(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Fault)
-    return _error(error.status, error.code, error.message, dict(error.headers))
-
-
-async def _name_invalid(request: Request, error: Exception) -> Response:
-    return _error(400, "NAME_INVALID", str(error))
-
-
-async def _broken(request: Request, error: Exception) -> Response:
-    return _error(500, "UNKNOWN", str(error))
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, "UNSUPPORTED", str(error.detail), dict(error.headers or {}))
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    return _error(400, "BLOB_UPLOAD_INVALID", "the connection was cut")
-
-
-async def _disk(request: Request, error: Exception) -> Response:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _error(507, "DENIED", "the registry's disk is full")
-    raise error

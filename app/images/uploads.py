@@ -90,7 +90,7 @@ def finish(root: Path, repository: str, upload: str, digest: str, *, max_bytes: 
 
 
 def collect(root: Path, cutoff: float, limit: int) -> tuple[int, int]:
-    """Remove up to ``limit`` files last written to before ``cutoff`` (Unix seconds); return how many and their bytes."""
+    """Remove up to ``limit`` files not written to since ``cutoff`` (Unix seconds); return how many and their bytes."""
     removed = freed = 0
     try:
         found = list(os.scandir(root / layout.UPLOADS))
