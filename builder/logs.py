@@ -107,9 +107,13 @@ class Log:
 
     def taken(self, count: int) -> None:
         """Forget the first ``count`` lines: the control plane has them."""
+        self.drop(count)
+        self._seq += count
+
+    def drop(self, count: int) -> None:
+        """Forget the first ``count`` lines without their having been taken."""
         for _ in range(count):
             self._waiting.popleft()
-        self._seq += count
         if not self._waiting:
             self.fresh.clear()
 
@@ -168,7 +172,9 @@ async def _send(log: Log, control: Control) -> None:
     try:
         await control.log(seq, lines)
     except Refused as error:
-        # A batch that can't be taken is not worth a build: drop it, the numbers go on.
         if error.status not in {400, 413, 422}:
             raise
-    log.taken(len(lines))
+        # A batch that can't be taken is not worth a build. Its numbers go to the lines that follow: no gap.
+        log.drop(len(lines))
+    else:
+        log.taken(len(lines))

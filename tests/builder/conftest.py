@@ -23,7 +23,7 @@ from builder.run import run
 from builder.seed import seed
 from tests.builder.standin import RUN, TOKEN, ControlPlane, serving
 
-PACE = Pace(connect=2.0, read=2.0, first=0.02, most=0.1, registry_patience=0.6, flush=2.0)
+PACE = Pace(connect=2.0, read=1.5, first=0.02, most=0.1, registry_patience=30.0, flush=1.0)
 
 GO_MOD = "module example.com/agent\n\ngo 1.25\n"
 MAIN = "package main\n\nfunc main() { println(1) }\n"
