@@ -11,6 +11,7 @@ from sqlalchemy import select
 from app import __version__, db, logs, serving
 from app.embedded.errors import EmbeddedError
 from app.leases import LeaseError
+from app.main import create_key, load_keyring
 from app.models import Project
 from app.platforms.base import PlatformError
 from app.secrets import KeysError, make_keys
@@ -125,7 +126,6 @@ app.add_typer(keys, name="keys")
 @keys.command("create")
 def keys_create(name: Annotated[str, typer.Argument(help="What it is for.")] = "unnamed") -> None:
     """Make an API key of the default project and print it; only its hash is kept."""
-    from app.main import create_key  # noqa: PLC0415 - pulls in the whole API
 
     async def main() -> None:
         settings = read_settings()
@@ -148,7 +148,13 @@ def seed() -> None:
     """Compile Go's standard library once, so that the first build need not."""
     from app.platforms import local  # noqa: PLC0415 - only this command needs it alone
 
-    run(local.make_seed(read_settings(), say))
+    async def main() -> None:
+        settings = read_settings()
+        async with local.create(settings, load_keyring(settings).derive("local-records")) as platform:
+            await platform.seed(say)
+        say("the seed is ready")
+
+    run(main())
 
 
 @app.command()

@@ -12,7 +12,8 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import func, select, text, update
+from sqlalchemy import ColumnElement, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
@@ -70,9 +71,15 @@ async def snapshot(sessions: Sessions) -> AsyncIterator[AsyncSession]:
         yield session
 
 
+def moment(value: datetime | None) -> ColumnElement[datetime]:
+    """Return a time read from a row, for use in SQL again (a bare value would be sent without its zone)."""
+    return literal(value, TIMESTAMP(timezone=True))
+
+
 async def now(session: AsyncSession) -> datetime:
     """Return the database's time: the one clock that all processes share."""
-    return (await session.execute(select(func.clock_timestamp()))).scalar_one()
+    value: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+    return value
 
 
 # --------------------------------------------------------------------------------------------------- migrations

@@ -32,7 +32,7 @@ log = structlog.get_logger()
 Handler = Callable[[Context, str], Awaitable[object]]
 
 HANDLERS: dict[Job, tuple[Handler, float]] = {
-    Job.DISPATCH: (dispatch.dispatch, 120),
+    Job.DISPATCH: (dispatch.dispatch, 320),
     Job.CHECK: (cleanup.check, 150),
     Job.CLEANUP: (cleanup.cleanup, 90),
     Job.PROMOTE: (promote.promote, 900),
@@ -65,7 +65,9 @@ async def work(context: Context, database_url: str, *, ready: asyncio.Event | No
         for job, (handler, seconds) in HANDLERS.items():
             for host in bound:
                 name = entrypoint(job, host)
-                pgq.entrypoint(name, accepts_context=False, on_failure="delete")(_runner(context, name, handler, seconds))
+                pgq.entrypoint(name, accepts_context=False, on_failure="delete")(
+                    _runner(context, name, handler, seconds)
+                )
         run = pgq.qm.run(
             batch_size=10,
             dequeue_timeout=DEQUEUE_TIMEOUT,

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from app.db import Sessions
+from app.db import Sessions, moment
 from app.models import Lease
 
 log = structlog.get_logger()
@@ -67,7 +67,7 @@ async def _take(sessions: Sessions, name: str, holder: str) -> None:
         new = insert(Lease).values(name=name, holder=holder, expires_at=expires).on_conflict_do_nothing()
         await session.execute(new)
         row = (await session.execute(select(Lease).where(Lease.name == name).with_for_update())).scalar_one()
-        over = (await session.execute(select(row.expires_at < func.now()))).scalar_one()
+        over = (await session.execute(select(moment(row.expires_at) < func.now()))).scalar_one()
         if row.holder != holder and not over and not is_dead(row.holder):
             raise LeaseError(f"{name} is held by {row.holder}; only one process may own it")
         await session.execute(update(Lease).where(Lease.name == name).values(holder=holder, expires_at=expires))
@@ -81,6 +81,8 @@ async def _renew(sessions: Sessions, name: str, holder: str) -> None:
             async with sessions.begin() as session:
                 mine = update(Lease).where(Lease.name == name, Lease.holder == holder).values(expires_at=expires)
                 if not (await session.execute(mine.returning(Lease.name))).first():
-                    log.critical("lease lost to another process; two owners are possible until one is stopped", lease=name)
+                    log.critical(
+                        "lease lost to another process; two owners are possible until one is stopped", lease=name
+                    )
         except Exception as e:
             log.warning("lease could not be renewed; trying again", lease=name, error=str(e))

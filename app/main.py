@@ -80,8 +80,8 @@ async def open_context(
         catalog = Catalog(entries=entries(settings))
         if hold_local and catalog.usable("local"):
             await stack.enter_async_context(leases.held(sessions, f"local:{socket.gethostname()}"))
-            platform = await stack.enter_async_context(local.create(settings, keyring.derive("local-records")))
-            catalog.held["local"] = platform
+            owned = await stack.enter_async_context(local.create(settings, keyring.derive("local-records")))
+            catalog.held["local"] = owned.platform
         yield Context(
             settings=settings,
             engine=engine,

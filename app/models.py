@@ -38,6 +38,7 @@ class Xid8(UserDefinedType[int]):
     cache_ok = True
 
     def get_col_spec(self, **_: Any) -> str:
+        """Return the type's name in SQL."""
         return "xid8"
 
 

@@ -4,15 +4,17 @@ Everything of PgQueuer hides here and in ``app.jobs``. A job is a nudge: it name
 the row. It may come twice, late or never (reconcile makes up for that).
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from typing import Self
 
 from pgqueuer.adapters.persistence.qb import QueryBuilderEnvironment, QueryQueueBuilder, QuerySchedulerBuilder
 from pgqueuer.core.tm import TaskManager
 from pgqueuer.domain.settings import DBSettings
-from pgqueuer.ports.driver import Driver
+from pgqueuer.ports.driver import Driver, NotifyCallback
 from pgqueuer.queries import Queries
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -53,14 +55,17 @@ class Nudge:
 
     @property
     def entrypoint(self) -> str:
+        """Return the queue's name for this job."""
         return entrypoint(self.job, self.host_bound)
 
     @property
     def dedupe_key(self) -> str | None:
+        """Return the key under which a second job of the same kind, row and attempt is dropped."""
         return f"{self.entrypoint}:{self.row_id}:{self.attempt}" if self.once else None
 
     @property
     def payload(self) -> bytes:
+        """Return ``<row id>:<attempt>``."""
         return f"{self.row_id}:{self.attempt}".encode()
 
 
@@ -80,17 +85,38 @@ class SessionDriver(Driver):
         self._session = session
 
     async def fetch(self, query: str, *args: object) -> list[dict[str, object]]:
+        """Run a query and return its rows."""
         connection = await self._session.connection()
         return [dict(m) for m in (await connection.exec_driver_sql(query, args)).mappings()]
 
     async def execute(self, query: str, *args: object) -> str:
+        """Run a statement."""
         connection = await self._session.connection()
         await connection.exec_driver_sql(query, args)
         return ""
 
     @property
     def tm(self) -> TaskManager:
+        """Return nothing to wait for: a session has no background work."""
         return TaskManager()
+
+    @property
+    def shutdown(self) -> asyncio.Event:
+        """Return an event that nobody sets."""
+        return asyncio.Event()
+
+    async def notify(self, channel: str, payload: str) -> None:
+        """Refuse: a trigger of the queue's table notifies."""
+        raise TypeError("a session only enqueues")
+
+    async def add_listener(self, channel: str, callback: NotifyCallback) -> None:
+        """Refuse: a session that listened would never end."""
+        raise TypeError("a session only enqueues")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
 
 
 def queries(driver: Driver) -> Queries:

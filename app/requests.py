@@ -42,7 +42,9 @@ class FilesSource(Body):
     """Source given inline: path → content. For a handful of generated files."""
 
     kind: Literal["files"]
-    files: dict[Str, Str] = Field(min_length=1, examples=[{"go.mod": "module echo\n\ngo 1.25\n", "main.go": "package main\n"}])
+    files: dict[Str, Str] = Field(
+        min_length=1, examples=[{"go.mod": "module echo\n\ngo 1.25\n", "main.go": "package main\n"}]
+    )
 
 
 class UploadSource(Body):
@@ -57,7 +59,9 @@ class GitSource(Body):
 
     kind: Literal["git"]
     url: Annotated[Str, StringConstraints(max_length=2048, pattern=r"^https://[^\s]+$")]
-    ref: Annotated[Str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][^\s~^:?*\[\\]*$")] = "HEAD"
+    ref: Annotated[Str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][^\s~^:?*\[\\]*$")] = (
+        "HEAD"
+    )
     subdir: Annotated[Str, StringConstraints(max_length=512)] | None = None
 
 

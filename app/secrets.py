@@ -77,7 +77,9 @@ class Keyring:
         try:
             return self.keys[key_id]
         except KeyError:
-            raise KeysError(f"secret key {key_id!r} is not in SLIPWAY_SECRET_KEYS; add it back behind the first") from None
+            raise KeysError(
+                f"secret key {key_id!r} is not in SLIPWAY_SECRET_KEYS; add it back behind the first"
+            ) from None
 
 
 def parse_keys(text: str) -> Keyring:
@@ -90,7 +92,9 @@ def parse_keys(text: str) -> Keyring:
         except (binascii.Error, ValueError):
             raw = b""
         if not key_id or len(key_id) > 64 or len(raw) != KEY_BYTES or key_id in keys:
-            raise KeysError(f"SLIPWAY_SECRET_KEYS: entry {number} is not `id:base64 of {KEY_BYTES} bytes`, or its id repeats")
+            raise KeysError(
+                f"SLIPWAY_SECRET_KEYS: entry {number} is not `id:base64 of {KEY_BYTES} bytes`, or its id repeats"
+            )
         keys[key_id] = raw
     if not keys:
         raise KeysError("SLIPWAY_SECRET_KEYS is empty")

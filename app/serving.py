@@ -13,7 +13,7 @@ import uvicorn
 from app import db, jobs
 from app.context import Context
 from app.embedded.postgres import EmbeddedPostgres
-from app.gateway import run_gateway
+from app.gateway.run import serve_gateway
 from app.main import create_app, ensure_key, open_context
 from app.settings import Settings
 
@@ -59,7 +59,9 @@ def bind(host: str, port: int, name: str) -> socket.socket:
         listener.bind((host, port))
     except OSError as e:
         listener.close()
-        raise SetupError(f"{name}: can't listen on {host}:{port} ({e.strerror}); choose another by SLIPWAY_{name}") from e
+        raise SetupError(
+            f"{name}: can't listen on {host}:{port} ({e.strerror}); choose another by SLIPWAY_{name}"
+        ) from e
     listener.setblocking(False)
     return listener
 
@@ -77,9 +79,9 @@ async def serve(settings: Settings, announce: Announce) -> None:
                 async with context.sessions.begin() as session:
                     key = await ensure_key(session, settings)
                 up = _Up(3, lambda: announce(Started(settings, key.made, url)))
-                parts = {
+                parts: dict[str, Awaitable[None]] = {
                     "api": _api(context, api_socket, up),
-                    "gateway": run_gateway(context, gateway_socket, ready=up.one),
+                    "gateway": _gateway(context, gateway_socket, up),
                     "worker": supervised(context, url, up),
                 }
                 if watch is not None:
@@ -104,7 +106,7 @@ async def gateway(settings: Settings, announce: Announce) -> None:
         settings = settings.model_copy(update={"gateway_port": listener.getsockname()[1]})
         async with _outside(settings) as (context, url):
             up = _Up(1, lambda: announce(Started(settings, None, url)))
-            await until_stopped({"gateway": run_gateway(context, listener, ready=up.one)})
+            await until_stopped({"gateway": _gateway(context, listener, up)})
 
 
 async def worker(settings: Settings, announce: Announce, *, hold_local: bool) -> None:
@@ -123,7 +125,9 @@ async def worker(settings: Settings, announce: Announce, *, hold_local: bool) ->
 async def _outside(settings: Settings, *, hold_local: bool = False) -> AsyncIterator[tuple[Context, str]]:
     """Open a context on the outside database that the parts of a split installation share."""
     if settings.database_url is None:
-        raise SetupError("set DATABASE_URL: a split installation shares one PostgreSQL (`slipway serve` brings its own)")
+        raise SetupError(
+            "set DATABASE_URL: a split installation shares one PostgreSQL (`slipway serve` brings its own)"
+        )
     url = settings.database_url.get_secret_value()
     async with open_context(settings, url, hold_local=hold_local) as context:
         async with context.sessions() as session:
@@ -182,6 +186,13 @@ async def _api(context: Context, listener: socket.socket, up: _Up) -> None:
         raise
 
 
+async def _gateway(context: Context, listener: socket.socket, up: _Up) -> None:
+    host, port = context.settings.gateway_host, context.settings.gateway_port
+    async with serve_gateway(context, host=host, port=port, listener=listener, grace_seconds=SHUTDOWN_SECONDS):
+        up.one()
+        await asyncio.Event().wait()
+
+
 async def supervised(context: Context, database_url: str, up: _Up | None = None) -> None:
     """Run a worker and start it again whenever it leaves, with a pause that grows while it keeps leaving."""
     failures, told = 0, False
@@ -192,7 +203,7 @@ async def supervised(context: Context, database_url: str, up: _Up | None = None)
         try:
             if up is not None and not told:
                 first = asyncio.create_task(ready.wait())
-                await asyncio.wait({first, task}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([first, task], return_when=asyncio.FIRST_COMPLETED)
                 first.cancel()
                 if ready.is_set():
                     told = True

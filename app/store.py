@@ -99,8 +99,12 @@ def explain(reason: Reason, message: str | None) -> str:
     return message or REASONS[reason].message
 
 
-async def fail(session: AsyncSession, row: Build | Release, reason: Reason, message: str | None = None, **values: Any) -> bool:
+async def fail(
+    session: AsyncSession, row: Build | Release, reason: Reason, message: str | None = None, **values: Any
+) -> bool:
     """Move a build or a release to failed, with a reason and a message fit for a person."""
     to: Status = BuildStatus.FAILED if isinstance(row, Build) else ReleaseStatus.FAILED
     text = explain(reason, message)
-    return await move(session, row, to, reason=reason, message=text, event={"reason": reason, "message": text}, **values)
+    return await move(
+        session, row, to, reason=reason, message=text, event={"reason": reason, "message": text}, **values
+    )

@@ -47,7 +47,9 @@ async def list_builds(
 ) -> Page[BuildOut]:
     """List builds, newest first."""
     statement = (
-        select(Build, Service.name).outerjoin(Service, Service.id == Build.service_id).where(Build.project_id == project.id)
+        select(Build, Service.name)
+        .outerjoin(Service, Service.id == Build.service_id)
+        .where(Build.project_id == project.id)
     )
     if status is not None:
         statement = statement.where(Build.status == status)

@@ -17,7 +17,12 @@ log = structlog.get_logger()
 MEDIA_TYPE = "application/problem+json"
 TYPE = "https://slipway.dev/problems/"
 
-_HTTP_REASONS = {404: "route_not_found", 405: "method_not_allowed", 406: "not_acceptable", 415: "unsupported_media_type"}
+_HTTP_REASONS = {
+    404: "route_not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    415: "unsupported_media_type",
+}
 
 
 def document(
@@ -100,6 +105,4 @@ def _plain(where: list[str]) -> list[str]:
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Declare problems on a route: 401 and 422 come with every route, the others are named."""
     all_of = sorted({401, 422, 500, 503, *statuses})
-    return {
-        s: {"model": Problem, "description": HTTPStatus(s).phrase, "content": {MEDIA_TYPE: {}}} for s in all_of
-    }
+    return {s: {"model": Problem, "description": HTTPStatus(s).phrase, "content": {MEDIA_TYPE: {}}} for s in all_of}

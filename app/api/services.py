@@ -103,7 +103,9 @@ async def sleep_service(name: str, context: Ctx, project: Caller) -> ServiceOut:
         if release.config["scale"]["min"] > 0:
             raise conflict("kept_up", f"Service {name} has scale.min 1; change that first.")
         if not await sleep_wake.sleep(context, service.id):
-            raise conflict("not_running", f"Service {name} is {service.status}; only a running one can be put to sleep.")
+            raise conflict(
+                "not_running", f"Service {name} is {service.status}; only a running one can be put to sleep."
+            )
     async with context.sessions() as session:
         return await service_out(session, await find(session, project, name))
 

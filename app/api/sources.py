@@ -17,7 +17,12 @@ from app.models import Source
 
 router = APIRouter(prefix="/v1/sources", tags=["sources"])
 
-BODY = {"requestBody": {"required": True, "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}}}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 
 @router.post("", status_code=201, responses=responses(413), openapi_extra=BODY)

@@ -27,7 +27,11 @@ def failure(reason: str | None, message: str | None) -> Failure | None:
         return None
     info = REASONS[Reason(reason)]
     return Failure(
-        reason=Reason(reason), owner=info.owner, retryable=info.retryable, message=message or info.message, advice=info.message
+        reason=Reason(reason),
+        owner=info.owner,
+        retryable=info.retryable,
+        message=message or info.message,
+        advice=info.message,
     )
 
 
@@ -62,9 +66,7 @@ def build_out(build: Build, service: str | None) -> BuildOut:
 
 async def build_detail(session: AsyncSession, build: Build) -> BuildDetail:
     """Return a build with everything that belongs to it."""
-    runs = (
-        (await session.execute(select(Run).where(Run.build_id == build.id).order_by(Run.attempt))).scalars().all()
-    )
+    runs = (await session.execute(select(Run).where(Run.build_id == build.id).order_by(Run.attempt))).scalars().all()
     artifact = await session.get(Artifact, build.artifact_id) if build.artifact_id else None
     release = await session.get(Release, build.release_id) if build.release_id else None
     service = await session.get(Service, build.service_id) if build.service_id else None
@@ -117,4 +119,6 @@ async def service_out(session: AsyncSession, service: Service) -> ServiceOut:
     release = await session.get(Release, service.live_release_id) if service.live_release_id else None
     artifact = await session.get(Artifact, release.artifact_id) if release else None
     fields = {c: getattr(service, c) for c in ServiceOut.model_fields if hasattr(service, c)}
-    return ServiceOut(**fields, live_release=release_out(release, artifact.digest if artifact else None) if release else None)
+    return ServiceOut(
+        **fields, live_release=release_out(release, artifact.digest if artifact else None) if release else None
+    )

@@ -1,6 +1,7 @@
 """Remove the machine of a run that is over, and look at the machine of one that has gone quiet."""
 
 import asyncio
+from typing import Any
 
 import structlog
 from sqlalchemy import func, insert, select, update
@@ -10,6 +11,7 @@ from app import faults, store
 from app.builds import slots
 from app.builds.ending import end_run, requeue
 from app.context import Context
+from app.db import moment
 from app.lifecycle import Reason, RunStatus, is_terminal
 from app.models import Build, Run, RunLog
 from app.platforms.base import Inspection, LogLine, Phase, PlatformError, Ref
@@ -50,7 +52,7 @@ async def check(context: Context, run_id: str) -> None:
     """Ask the platform about a run that is silent or past its deadline, and end it when its machine is no longer at work."""
     async with context.sessions() as session:
         run = await session.get(Run, run_id)
-        past = (await session.execute(select(func.now() > run.deadline_at))).scalar_one() if run else False
+        past = (await session.execute(select(moment(run.deadline_at) < func.now()))).scalar_one() if run else False
     if run is None or is_terminal(run.status):
         return
     platform = context.platform(run.platform)
@@ -86,10 +88,14 @@ async def _lose(
     reason, message = _why(build, run, seen, past=past)
     exit_code = seen.exit_code if seen else None
     oom = bool(seen and seen.out_of_memory)
-    values = {"reason": reason, "message": message, "exit_code": exit_code, "out_of_memory": oom}
-    await end_run(context, session, run, RunStatus.LOST if reason is Reason.BUILDER_LOST else RunStatus.FAILED, **values)
+    values: dict[str, Any] = {"reason": reason, "message": message, "exit_code": exit_code, "out_of_memory": oom}
+    await end_run(
+        context, session, run, RunStatus.LOST if reason is Reason.BUILDER_LOST else RunStatus.FAILED, **values
+    )
     if tail and run.log_next == 0:  # the builder never got to send its own lines: the platform's are all there is
-        lines = [{"t": t.at.timestamp(), "s": t.stream if t.stream != "platform" else "builder", "m": t.text} for t in tail]
+        lines = [
+            {"t": t.at.timestamp(), "s": t.stream if t.stream != "platform" else "builder", "m": t.text} for t in tail
+        ]
         await session.execute(insert(RunLog).values(run_id=run.id, number=0, lines=lines))
         run.log_next = len(lines)
     if build.status not in slots.IN_SLOT or build.attempt != run.attempt:
@@ -103,13 +109,17 @@ async def _lose(
 
 def _why(build: Build, run: Run, seen: Inspection | None, *, past: bool) -> tuple[Reason, str]:
     if seen is not None and seen.out_of_memory:
-        return Reason.OUT_OF_MEMORY, f"The builder was ended for using more than {build.spec['builder']['memory_mb']} MB."
+        return (
+            Reason.OUT_OF_MEMORY,
+            f"The builder was ended for using more than {build.spec['builder']['memory_mb']} MB.",
+        )
     stage = f" in stage {run.stage}" if run.stage else ""
     if past:
-        return Reason.TIMEOUT, f"The build was not done after {build.spec['builder']['timeout_seconds']} seconds{stage}."
+        return (
+            Reason.TIMEOUT,
+            f"The build was not done after {build.spec['builder']['timeout_seconds']} seconds{stage}.",
+        )
     phase = seen.phase if seen else Phase.GONE
     code = f" with code {seen.exit_code}" if seen and seen.exit_code is not None else ""
     what = f"ended{code} without a report" if phase in {Phase.EXITED, Phase.FAILED} else "is gone from its platform"
     return Reason.BUILDER_LOST, f"The builder on {run.platform} {what}{stage}."
-
-

@@ -5,6 +5,7 @@ name we know. The completion may arrive before the launch call has returned: the
 """
 
 import asyncio
+from dataclasses import asdict
 from datetime import timedelta
 
 import structlog
@@ -33,9 +34,10 @@ from app.platforms.base import (
 
 log = structlog.get_logger()
 
-LAUNCH_SECONDS = 90
+LAUNCH_SECONDS = 280
+"""Long, since the local platform's first launch on a machine compiles the standard library."""
 LAUNCH_TRIES = 5
-RELAUNCH_SECONDS = 100
+RELAUNCH_SECONDS = 300
 """After how long reconcile looks at a launch that has not been recorded: a little over the launch time-out."""
 RUNNING_CHECK_SECONDS = 15
 MISCONFIGURED_SECONDS = 60
@@ -87,7 +89,7 @@ async def _claim(context: Context, session: AsyncSession, build: Build) -> Run:
         name=remote_name(context.installation, run_id),
         key_id=context.keyring.active,
         launch_tries=1,
-        deadline_at=func.now() + timedelta(seconds=build.spec["builder"]["timeout_seconds"]),
+        deadline_at=func.now() + timedelta(seconds=LAUNCH_SECONDS + build.spec["builder"]["timeout_seconds"]),
     )
     session.add(run)
     await session.flush()
@@ -164,9 +166,7 @@ def _spec(context: Context, builders: Builders, build: Build, run: Run) -> Build
 
 
 async def _record(context: Context, build: Build, run: Run, launched: Launched) -> None:
-    effective = {"cpus": launched.effective.cpus, "memory_mb": launched.effective.memory_mb}
-    if launched.effective.plan:
-        effective["plan"] = launched.effective.plan
+    effective = asdict(launched.effective)
     async with context.sessions.begin() as session:
         # Whatever the status is by now: without its handle the machine is harder to clean up.
         await session.execute(

@@ -47,7 +47,10 @@ async def requeue(
     A misconfigured platform does not use up attempts: the build waits, says so, and expires in the end.
     """
     spent = build.attempt >= context.settings.max_run_attempts and reason is not Reason.PLATFORM_MISCONFIGURED
-    tried = [*build.tried, {"attempt": build.attempt, "platform": build.builder_platform, "reason": reason, "message": message}]
+    tried = [
+        *build.tried,
+        {"attempt": build.attempt, "platform": build.builder_platform, "reason": reason, "message": message},
+    ]
     if spent or reason not in ANOTHER_TRY:
         await store.fail(session, build, reason, message, tried=tried[-20:])
         return

@@ -23,7 +23,8 @@ from app import faults, store
 from app.builds import slots, sources
 from app.builds.ending import ANOTHER_TRY, end_run, requeue
 from app.context import Context
-from app.errors import Refusal, conflict, forbidden, invalid, too_large, unauthorized, unavailable
+from app.db import moment
+from app.errors import Refusal, conflict, forbidden, invalid, unauthorized, unavailable
 from app.ids import is_id, new_id
 from app.images.access import PushGrant
 from app.images.errors import ImageInvalid, ImageNotFound, RegistryError
@@ -155,7 +156,14 @@ async def claim(context: Context, session: AsyncSession, run: Run, instance: str
     if is_terminal(run.status):
         raise over(run)
     if run.instance is None:
-        values = {"instance": instance, "claimed_at": func.now(), "heartbeat_at": func.now()}
+        # The caller's time-out begins now: pulling an image or making a seed is not the build's fault.
+        until = func.least(Run.deadline_at, func.now() + timedelta(seconds=build.spec["builder"]["timeout_seconds"]))
+        values: dict[str, Any] = {
+            "instance": instance,
+            "claimed_at": func.now(),
+            "heartbeat_at": func.now(),
+            "deadline_at": until,
+        }
         await store.move(session, run, RunStatus.RUNNING, event={"instance": instance}, **values)
         if build.status == BuildStatus.DISPATCHING:
             await store.move(session, build, BuildStatus.BUILDING, next_check_at=None)
@@ -216,14 +224,16 @@ async def heartbeat(session: AsyncSession, run: Run, instance: str, stage: str |
     return {"cancel": False, "deadline": run.deadline_at.timestamp()}
 
 
-async def add_logs(context: Context, session: AsyncSession, run: Run, instance: str, seq: int, lines: list[Any]) -> None:
+async def add_logs(
+    context: Context, session: AsyncSession, run: Run, instance: str, seq: int, lines: list[Any]
+) -> None:
     """Keep a batch of lines; those already taken are dropped, and past the run's limit one mark is all that is added.
 
     After the end of the run the tail is still taken for ten minutes.
     """
     if run.finished_at is not None:
-        age = (await session.execute(select(func.now() - run.finished_at))).scalar_one()
-        if age > timedelta(seconds=LATE_LOG_SECONDS):
+        closed = moment(run.finished_at) < func.now() - timedelta(seconds=LATE_LOG_SECONDS)
+        if (await session.execute(select(closed))).scalar_one():
             raise over(run)
         if run.instance != instance:
             raise conflict("run_not_yours", f"Run {run.id} is held by another instance.")
@@ -450,8 +460,11 @@ def sbom(completion: Completion) -> dict[str, Any]:
     ]
     toolchain = completion.toolchain.get("go", "")
     components.append(
-        {"type": "library", "name": "std", "version": toolchain, "purl": f"pkg:golang/std@{toolchain.removeprefix('go')}"}
+        {
+            "type": "library",
+            "name": "std",
+            "version": toolchain,
+            "purl": f"pkg:golang/std@{toolchain.removeprefix('go')}",
+        }
     )
     return {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "components": components}
-
-

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.context import Context
 from app.images.errors import RegistryError
 from app.lifecycle import OPEN_BUILD, ReleaseStatus
-from app.models import Artifact, Build, Release, Run, SecretVersion, Service, Source
+from app.models import Artifact, Build, Release, SecretVersion, Service, Source
 
 log = structlog.get_logger()
 
@@ -114,7 +114,9 @@ async def _artifacts(context: Context, days: float) -> int:
         select(func.count())
         .select_from(Release.__table__.alias("r2"))
         .where(
-            text("r2.service_id = release.service_id"), text("r2.number > release.number"), text("r2.live_at is not null")
+            text("r2.service_id = release.service_id"),
+            text("r2.number > release.number"),
+            text("r2.live_at is not null"),
         )
         .scalar_subquery()
     )
@@ -143,7 +145,9 @@ async def _artifacts(context: Context, days: float) -> int:
         if ids:
             await session.execute(update(Artifact).where(Artifact.id.in_(ids)).values(status="deleting"))
     async with context.sessions() as session:
-        doomed = (await session.execute(select(Artifact).where(Artifact.status == "deleting").limit(50))).scalars().all()
+        doomed = (
+            (await session.execute(select(Artifact).where(Artifact.status == "deleting").limit(50))).scalars().all()
+        )
     gone = []
     for artifact in doomed:
         try:

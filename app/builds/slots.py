@@ -33,9 +33,7 @@ async def pick(context: Context, session: AsyncSession, platform: str) -> Build 
     running = (
         select(Build.project_id, func.count().label("n")).where(Build.status.in_(IN_SLOT)).group_by(Build.project_id)
     ).subquery()
-    taken = (
-        select(func.count()).where(Build.status.in_(IN_SLOT), Build.builder_platform == platform).scalar_subquery()
-    )
+    taken = select(func.count()).where(Build.status.in_(IN_SLOT), Build.builder_platform == platform).scalar_subquery()
     limit = func.coalesce(Project.max_concurrent_builds, literal(context.settings.project_concurrency))
     mine = func.coalesce(running.c.n, 0)
     statement = (

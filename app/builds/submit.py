@@ -1,7 +1,7 @@
 """Take a build request: check it against what the platforms can do, and write row, event and first job in one transaction."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 
 from pydantic import SecretStr
@@ -98,7 +98,9 @@ async def retry(context: Context, session: AsyncSession, old: Build) -> Build:
             await session.execute(select(Service).where(Service.id == old.service_id).with_for_update())
         ).scalar_one()
         if service.deleted_at is not None:
-            raise conflict("service_deleted", f"Service {service.name} of build {old.id} was deleted; send a new build.")
+            raise conflict(
+                "service_deleted", f"Service {service.name} of build {old.id} was deleted; send a new build."
+            )
         service.sequence += 1
         fresh.service_id, fresh.sequence = service.id, service.sequence
     await enter(context, session, fresh)
@@ -121,7 +123,9 @@ def check_target(context: Context, request: BuildRequest) -> tuple[str, list[str
     if entry.traits.remote:
         _reachable(context, "builder.platform", builder)
     if (longest := entry.traits.max_runtime_seconds) and request.builder.timeout_seconds > longest:
-        _cannot(request.strict, warnings, "builder.timeout_seconds", f"{builder} builders run at most {longest} seconds")
+        _cannot(
+            request.strict, warnings, "builder.timeout_seconds", f"{builder} builders run at most {longest} seconds"
+        )
     size = Size(cpus=request.builder.cpus, memory_mb=request.builder.memory_mb)
     check_size(context, builder, size, "builder", strict=request.strict, warnings=warnings, builders=True)
     if request.build.goarch not in entry.traits.goarch and request.service is None:
@@ -136,7 +140,13 @@ def check_target(context: Context, request: BuildRequest) -> tuple[str, list[str
 
 
 def check_service(
-    context: Context, platform: str, config: ServiceConfig, *, strict: bool, warnings: list[str], prefix: str = "service."
+    context: Context,
+    platform: str,
+    config: ServiceConfig,
+    *,
+    strict: bool,
+    warnings: list[str],
+    prefix: str = "service.",
 ) -> None:
     """Check a service's config against its platform's traits."""
     entry = context.catalog.entry(platform)
@@ -150,7 +160,11 @@ def check_service(
             _cannot(strict, warnings, f"{prefix}scale.min", f"{platform} can't scale to zero; use 1")
         low, high = traits.min_idle_seconds, traits.max_idle_seconds
         if scale.idle_seconds < low or (high is not None and scale.idle_seconds > high):
-            wish = f"{platform} sleeps after {low} to {high} idle seconds" if high else f"{platform} sleeps after {low} s or more"
+            wish = (
+                f"{platform} sleeps after {low} to {high} idle seconds"
+                if high
+                else f"{platform} sleeps after {low} s or more"
+            )
             _cannot(strict, warnings, f"{prefix}scale.idle_seconds", wish)
     size = Size(cpus=config.cpus, memory_mb=config.memory_mb)
     check_size(context, platform, size, prefix.rstrip("."), strict=strict, warnings=warnings, builders=False)
@@ -206,7 +220,7 @@ async def _source(
         case FilesSource(files=files):
             tree, archive = sources.pack_files(files, context.settings)
 
-            async def pieces():  # type: ignore[no-untyped-def]
+            async def pieces() -> AsyncIterator[bytes]:
                 for start in range(0, len(archive), sources.CHUNK):
                     yield archive[start : start + sources.CHUNK]
 
@@ -261,7 +275,13 @@ async def keep_secrets(
         versions[name] = row_id = new_id("sec")
         sealed = context.keyring.seal(value.get_secret_value(), about=row_id)
         rows.append(
-            {"id": row_id, "project_id": service.project_id, "service_id": service.id, "name": name, "key_id": sealed.key_id}
+            {
+                "id": row_id,
+                "project_id": service.project_id,
+                "service_id": service.id,
+                "name": name,
+                "key_id": sealed.key_id,
+            }
             | {"nonce": sealed.nonce, "ciphertext": sealed.ciphertext}
         )
     if rows:

@@ -243,5 +243,3 @@ def _row_ids(context: Context, names: Sequence[str], prefix: str) -> dict[str, s
 def _say_spared(platform: str, spared: Sequence[tuple[str, str]]) -> None:
     for name, why in spared:
         log.info("sweep spared a resource", platform=platform, name=name, why=why)
-
-

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -27,6 +28,7 @@ async def serve_gateway(
     *,
     host: str,
     port: int,
+    listener: socket.socket | None = None,
     limits: Limits | None = None,
     grace_seconds: float = 10.0,
     access_log: bool = False,
@@ -38,7 +40,7 @@ async def serve_gateway(
     leases = Leases(context.sessions, new_id("gwy"))
     routes = RowRoutes(context, leases)
     async with serve(
-        routes, host=host, port=port, limits=limits, grace_seconds=grace_seconds, access_log=access_log
+        routes, host=host, port=port, listener=listener, limits=limits, grace_seconds=grace_seconds, access_log=access_log
     ) as server:
         loops = [
             asyncio.create_task(_every(LEASE_TICK_SECONDS, leases.write)),
@@ -70,7 +72,7 @@ async def _every(seconds: float, act: Callable[[], Awaitable[object]]) -> None:
         except (SQLAlchemyError, OSError) as error:
             failures += 1
             if failures == 1:
-                log.warning("gateway: the database can't be asked: %s", type(error).__name__)
+                log.warning("gateway: the database can't be asked: %s", describe(error))
         except Exception:
             failures += 1
             log.exception("gateway: a loop failed")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -210,10 +211,11 @@ class Server:
         self.port = 0
         self._server: asyncio.Server | None = None
 
-    async def start(self, host: str, port: int) -> None:
-        """Bind and accept; OSError when the port is taken."""
+    async def start(self, host: str, port: int, listener: socket.socket | None = None) -> None:
+        """Bind, or take a socket that is bound already, and accept; OSError when the port is taken."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Wire(self._opened), host, port, backlog=1024)
+        where = {"sock": listener} if listener else {"host": host, "port": port}
+        self._server = await loop.create_server(lambda: Wire(self._opened), **where, backlog=1024)  # type: ignore[arg-type]
         self.port = self._server.sockets[0].getsockname()[1]
 
     def _opened(self, wire: Wire) -> None:
@@ -244,13 +246,14 @@ async def serve(
     *,
     host: str,
     port: int,
+    listener: socket.socket | None = None,
     limits: Limits | None = None,
     grace_seconds: float = 10.0,
     access_log: bool = False,
 ) -> AsyncIterator[Server]:
     """Serve while the block runs; port 0 takes a free one. Leaving it stops gracefully within ``grace_seconds``."""
     server = Server(routes, limits or Limits(), access_log=access_log)
-    await server.start(host, port)
+    await server.start(host, port, listener)
     try:
         yield server
     finally:

@@ -7,7 +7,7 @@ live ends superseded. Every step may be repeated: the release's name is the plat
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 
 import httpx
@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import faults, store
 from app.context import Context
+from app.db import moment
 from app.ids import remote_name
 from app.images.errors import RegistryError
 from app.lifecycle import BuildStatus, Reason, ReleaseStatus, ServiceStatus, is_terminal
@@ -133,8 +134,8 @@ async def _claim(context: Context, session: AsyncSession, release_id: str) -> Cl
         return None
     artifact = await session.get(Artifact, release.artifact_id)
     assert artifact is not None
-    left = (await session.execute(select(release.deadline_at - func.clock_timestamp()))).scalar_one()
-    return Claimed(release, service, artifact, left.total_seconds())
+    left = func.extract("epoch", moment(release.deadline_at) - func.clock_timestamp())
+    return Claimed(release, service, artifact, float((await session.execute(select(left))).scalar_one()))
 
 
 def settle(release: Release, live: Release | None) -> bool:
@@ -195,7 +196,9 @@ def _platform_errors(release: Release) -> Iterator[None]:
     except Transient as e:
         raise Gated(Reason.INTERNAL_ERROR, str(e), again=e.retry_after or min(2.0**release.tries, 30)) from e
     except (PlatformError, TimeoutError) as e:
-        raise Gated(Reason.INTERNAL_ERROR, str(e) or "the platform did not answer", again=min(2.0**release.tries, 30)) from e
+        raise Gated(
+            Reason.INTERNAL_ERROR, str(e) or "the platform did not answer", again=min(2.0**release.tries, 30)
+        ) from e
 
 
 async def _bring_up(context: Context, claimed: Claimed, platform: Platform, services: Services) -> Address:
@@ -206,9 +209,7 @@ async def _bring_up(context: Context, claimed: Claimed, platform: Platform, serv
     async with asyncio.timeout(max(claimed.seconds_left, 5) + CALL_SECONDS):
         launched = await services.deploy(spec)
     faults.at("promote.deployed")
-    effective = {"cpus": launched.effective.cpus, "memory_mb": launched.effective.memory_mb}
-    if launched.effective.plan:
-        effective["plan"] = launched.effective.plan
+    effective = asdict(launched.effective)
     async with context.sessions.begin() as session:
         values = {"handle": launched.handle, "region": launched.region, "url": launched.url, "effective": effective}
         await session.execute(update(Release).where(Release.id == claimed.release.id).values(**values))
@@ -348,7 +349,7 @@ async def _not_live(context: Context, claimed: Claimed, problem: Gated) -> None:
         release = await session.get(Release, claimed.release.id, with_for_update=True)
         if release is None or release.status != ReleaseStatus.DEPLOYING:
             return
-        late = (await session.execute(select(func.clock_timestamp() > release.deadline_at))).scalar_one()
+        late = (await session.execute(select(moment(release.deadline_at) < func.clock_timestamp()))).scalar_one()
         if problem.again is not None and not late:
             release.tries += 1
             release.message = problem.message

@@ -9,6 +9,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import structlog
 from sqlalchemy import func, select
@@ -151,7 +152,7 @@ async def sleep(context: Context, service_id: str, *, only_if: tuple[ColumnEleme
         service = await session.get(Service, service_id)
         if service is None or service.status != ServiceStatus.RUNNING:
             return False
-        values = {"next_check_at": check, "address": None, "instance_id": None}
+        values: dict[str, Any] = {"next_check_at": check, "address": None, "instance_id": None}
         if not await store.move(session, service, ServiceStatus.SLEEPING, where=only_if, **values):
             return False
         if context.platform(service.platform) is None:
