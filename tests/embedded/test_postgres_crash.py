@@ -63,9 +63,11 @@ def test_a_start_waits_for_a_predecessor_that_is_still_shutting_down(home: Path)
         postmaster.suspend()
         owner.kill()
         with spawned(*owner_of(home)) as successor:
-            eventually_sync(lambda: f'"pid": {successor.pid}' in (home / ".postgres.lock").read_text())
-            assert running(postmaster)
-            postmaster.resume()
+            try:
+                eventually_sync(lambda: f'"pid": {successor.pid}' in (home / ".postgres.lock").read_text())
+                assert running(postmaster)
+            finally:
+                postmaster.resume()
             successor.line("url ")
             assert not running(postmaster)
             interrupt(successor)
@@ -104,7 +106,7 @@ def test_killed_in_the_middle_of_making_the_data(open_folder: Path) -> None:
 async def test_half_made_data_is_not_touched_while_somebody_still_makes_it(open_folder: Path) -> None:
     half = open_folder / "home" / ".postgres.new" / "data"
     half.mkdir(parents=True)
-    (half / "base").touch()
+    (half / "marker").touch()
     maker = open_folder / "postgres"
     shutil.copy2(shutil.which("sleep") or "sleep", maker)
     with spawned(maker, "600", cwd=half) as other:
@@ -112,7 +114,7 @@ async def test_half_made_data_is_not_touched_while_somebody_still_makes_it(open_
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await EmbeddedPostgres(open_folder / "home").start()
-        assert (half / "base").exists()
+        assert (half / "marker").exists()
 
 
 async def test_half_made_data_is_made_anew(open_folder: Path) -> None:
