@@ -14,6 +14,7 @@ import psutil
 import structlog
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import Sessions, moment
 from app.models import Lease
@@ -84,5 +85,5 @@ async def _renew(sessions: Sessions, name: str, holder: str) -> None:
                     log.critical(
                         "lease lost to another process; two owners are possible until one is stopped", lease=name
                     )
-        except Exception as e:
+        except (SQLAlchemyError, OSError) as e:
             log.warning("lease could not be renewed; trying again", lease=name, error=str(e))

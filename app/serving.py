@@ -213,7 +213,7 @@ async def supervised(context: Context, database_url: str, up: _Up | None = None)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             raise
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 - whatever it was, the answer is another worker
             log.error("the worker left and is started again", error=_root(e))
         failures = 0 if loop.time() - begun > 60 else failures + 1
         await asyncio.sleep(RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1])
@@ -241,7 +241,8 @@ async def until_stopped(parts: dict[str, Awaitable[None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-    for task in done - {stopper}:
-        if (error := task.exception()) is not None:
-            raise error
-        raise SetupError(f"the {tasks[task]} ended by itself")
+    for task, name in tasks.items():
+        if task in done:
+            if (error := task.exception()) is not None:
+                raise error
+            raise SetupError(f"the {name} ended by itself")

@@ -217,7 +217,7 @@ async def _sweep_services(context: Context, platform: Platform) -> None:
     gone = {s.id for s in svc if s.status == ServiceStatus.DELETED} | {r.id for r in rel if r.retired_at is not None}
     by_id = {row_id: name for name, row_id in (services | releases).items()}
     known = {by_id[i]: "a row says it is gone" for i in gone}
-    owned = {by_id[r.id] for r in [*svc, *rel] if r.id not in gone}
+    owned = {by_id[i] for i in ({s.id for s in svc} | {r.id for r in rel}) - gone}
     doomed, spared = orphans(listing.items, owned, known, now, context.settings.sweep_grace_seconds)
     parents = {by_id[r.id]: r.service_id for r in rel}
     for item in doomed:

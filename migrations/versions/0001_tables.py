@@ -185,9 +185,7 @@ def upgrade() -> None:
         sa.Column("spec", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("service_id", sa.String(length=32, collation="C"), nullable=True),
         sa.Column("config", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
-        sa.Column(
-            "secret_versions", postgresql.JSONB(astext_type=sa.Text()), nullable=True
-        ),
+        sa.Column("secret_versions", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("sequence", sa.BigInteger(), nullable=True),
         sa.Column("labels", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("warnings", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'[]'"), nullable=False),
