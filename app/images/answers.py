@@ -44,7 +44,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 
 async def refusal(response: httpx.Response) -> RegistryError:
-    """Turn an answer that isn't a success into the error that says what to do next."""
+    """Read an answer's body, when it is short, and return the error that the answer means if it isn't a success."""
     said, status = await _words(response), response.status_code
     text = f"{response.url.host} answers {status} to {response.request.method} {response.url.path}{said}"
     if status == 429 or status >= 500:

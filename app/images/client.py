@@ -28,7 +28,7 @@ MANIFEST_TYPES = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
-_PIECE = 1024 * 1024
+_PIECE = 128 * 1024
 _MAX_PAGES = 100
 
 

@@ -35,7 +35,7 @@ class Upload:
     least: int = 1
 
 
-class _Again(Exception):  # noqa: N818 - a turn of the loop, not an error
+class _Again(Exception):
     """The registry has to be asked how far it is."""
 
     def __init__(self, problem: RegistryError) -> None:

@@ -107,7 +107,8 @@ class Wire:
         async def attempt() -> Answer:
             response = await self._good(method, url, scope, headers or {}, content)
             try:
-                body = b"" if method == "HEAD" else await read_bounded(response, max_bytes)
+                # Read to its end even where there is nothing: only then the connection is used again.
+                body = await read_bounded(response, max_bytes)
             finally:
                 await response.aclose()
             return Answer(response.status_code, response.url, response.headers, body)
@@ -129,7 +130,8 @@ class Wire:
         """Send once, redirects not followed; return the answer, closed, and what is wrong with it."""
         response = await self._once(method, self.absolute(url), scope, headers, content)
         try:
-            return response, None if response.is_success else await refusal(response)
+            problem = await refusal(response)
+            return response, None if response.is_success else problem
         finally:
             await response.aclose()
 
@@ -183,6 +185,7 @@ class Wire:
         response = await self._follow(method, url, scope, headers, content)
         try:
             if response.status_code == 401 and await self.renew(response, scope):
+                await refusal(response)
                 await response.aclose()
                 response = await self._follow(method, url, scope, headers, content)
             if not response.is_success:
@@ -213,6 +216,7 @@ class Wire:
             response = await self._once(method, at, scope, headers, content)
             if response.status_code not in _REDIRECTS or method not in {"GET", "HEAD"}:
                 return response
+            await refusal(response)
             await response.aclose()
             at = self.absolute(str(httpx.URL(at).join(response.headers.get("location", ""))))
         raise RegistryUnavailable(f"{self.base} redirects in circles")

@@ -140,7 +140,7 @@ class Cutter:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         url = httpx.URL(self.target)
         upstream_reader, upstream_writer = await asyncio.open_connection(url.host, url.port)
-        up, down = self.up.pop(0) if self.up else -1, self.down.pop(0) if self.down else -1
+        up, down = self.up.pop(0) if self.up else None, self.down.pop(0) if self.down else None
         tasks = [
             asyncio.create_task(self._relay(reader, upstream_writer, up)),
             asyncio.create_task(self._relay(upstream_reader, writer, down)),
@@ -156,16 +156,16 @@ class Cutter:
                 with contextlib.suppress(OSError):
                     await w.wait_closed()
 
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, budget: int) -> None:
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, budget: int | None) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(16384):
-                if budget >= 0:
-                    data, budget = data[:budget], budget - len(data)
-                writer.write(data)
+                writer.write(data if budget is None else data[:budget])
                 await writer.drain()
-                if budget < 0 and budget != -1:
-                    self.cuts += 1
-                    return
+                if budget is not None:
+                    budget -= len(data)
+                    if budget < 0:
+                        self.cuts += 1
+                        return
 
 
 @asynccontextmanager
