@@ -29,7 +29,7 @@ async def beside(home: Path, programs: Binaries, command: list[str]) -> int:
                 "DATABASE_URL": server.url,
                 "PGHOST": str(server.sockets),
                 "PGUSER": USER,
-                "PGPASSWORD": password(home),
+                "PGPASSWORD": password(home, fresh=False),
                 "PGDATABASE": DATABASE,
             },
         )

@@ -100,10 +100,12 @@ def make_home(home: Path) -> None:
         raise EmbeddedError(f"can't make {home} ({error.strerror}); set SLIPWAY_HOME to another folder") from None
 
 
-def password(home: Path) -> str:
-    """Return the server's password; made once, in a file that only its owner reads."""
+def password(home: Path, *, fresh: bool) -> str:
+    """Return the server's password, from a file that only its owner reads; made where the data is ``fresh``."""
     file = home / "postgres.password"
     if not file.exists():
+        if not fresh:
+            raise EmbeddedError(f"{file} is missing, without which the data beside it stays shut; put it back")
         new = home / ".postgres.password.new"
         new.unlink(missing_ok=True)
         new.touch(mode=0o600, exist_ok=False)

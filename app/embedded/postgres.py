@@ -124,8 +124,9 @@ class EmbeddedPostgres:
         if programs is None:
             programs = await asyncio.to_thread(usable_by, who, self.home)
         major = await cluster.major_version(who, programs)
-        password = cluster.password(self.home)
-        if cluster.exists(self.data):
+        fresh = not cluster.exists(self.data)
+        password = cluster.password(self.home, fresh=fresh)
+        if not fresh:
             cluster.check_version(self.data, major)
         else:
             await cluster.create(self.data, who, programs, password)
@@ -139,7 +140,10 @@ class EmbeddedPostgres:
         await self._spawn(who, programs, major)
         await self._ready()
         self._watcher = asyncio.create_task(self._watch())
-        await _ensure_database(self.sockets, password)
+        try:
+            await _ensure_database(self.sockets, password)
+        except (OSError, asyncpg.PostgresError) as error:
+            raise EmbeddedError(f"PostgreSQL in {self.home} started, but does not let us in: {error}") from error
         return f"postgresql://{cluster.USER}:{password}@/{cluster.DATABASE}?host={quote(str(self.sockets), safe='/')}"
 
     async def _spawn(self, who: Account | None, programs: Binaries, major: str) -> None:

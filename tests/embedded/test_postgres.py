@@ -7,7 +7,7 @@ from pathlib import Path
 import asyncpg
 import psutil
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text as sql
 
 from app import db
 from app.embedded.errors import EmbeddedError, HomeInUseError, ServerDiedError
@@ -30,7 +30,7 @@ async def test_data_outlives_a_restart_and_both_drivers_connect(home: Path) -> N
         assert server.url is not None
         engine = db.create_engine(server.url)
         async with engine.connect() as connection:
-            assert (await connection.execute(text("select a from kept"))).scalar_one() == 7
+            assert (await connection.execute(sql("select a from kept"))).scalar_one() == 7
         await engine.dispose()
         assert await rows(server.url, "show synchronous_commit") == [("on",)]
         assert await rows(server.url, "show fsync") == [("on",)]
@@ -120,6 +120,23 @@ async def test_a_server_that_can_not_start_says_why_and_leaves_nothing(home: Pat
     with pytest.raises(EmbeddedError, match="shared_buffers"):
         await server.start()
     assert server.sockets is None
+    async with EmbeddedPostgres(home):
+        pass
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "is missing"), ("0" * 48, "does not let us in")])
+async def test_data_without_its_password_is_refused(home: Path, text: str | None, said: str) -> None:
+    async with EmbeddedPostgres(home):
+        pass
+    file = home / "postgres.password"
+    kept = file.rename(home / "kept")
+    if text:
+        file.write_text(text)
+    try:
+        with pytest.raises(EmbeddedError, match=said):
+            await EmbeddedPostgres(home).start()
+    finally:
+        kept.replace(file)
     async with EmbeddedPostgres(home):
         pass
 
