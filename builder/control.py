@@ -28,7 +28,7 @@ FINAL = frozenset({400, 401, 403, 409, 410, 413, 422})
 
 
 @dataclass
-class Refused(Exception):  # noqa: N818 - what it is, not that it is an error
+class Refused(Exception):
     """The control plane said no for good: ``status`` is one of FINAL."""
 
     status: int
@@ -38,7 +38,7 @@ class Refused(Exception):  # noqa: N818 - what it is, not that it is an error
         return f"{self.status}: {self.detail}"
 
 
-class Unreachable(Exception):  # noqa: N818 - what it is, not that it is an error
+class Unreachable(Exception):
     """No answer before the deadline."""
 
 

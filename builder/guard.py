@@ -28,7 +28,7 @@ RESERVE_SHARE, RESERVE_LEAST, RESERVE_MOST = 0.1, 0.5, 10.0
 
 
 @dataclass
-class Ended(Exception):  # noqa: N818 - what it is, not that it is an error
+class Ended(Exception):
     """The work was ended from outside."""
 
     why: Why

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 
-class BadEnvironment(Exception):  # noqa: N818 - what it is, not that it is an error
+class BadEnvironment(Exception):
     """The environment does not hold what the protocol page asks for."""
 
 

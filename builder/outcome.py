@@ -59,7 +59,7 @@ class Diagnostic(TypedDict):
 
 
 @dataclass
-class Failure(Exception):  # noqa: N818 - what it is, not that it is an error
+class Failure(Exception):
     """The build can't go on; ``message`` is for the person who sent the source."""
 
     reason: Reason
@@ -70,5 +70,5 @@ class Failure(Exception):  # noqa: N818 - what it is, not that it is an error
         return f"{self.reason}: {self.message}"
 
 
-class Stopped(Exception):  # noqa: N818 - what it is, not that it is an error
+class Stopped(Exception):
     """The run was ended from outside; raised at checkpoints of work in threads."""

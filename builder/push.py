@@ -15,7 +15,7 @@ from builder.pace import TRANSIENT, Pace
 Regrant = Callable[[], Awaitable[Grant]]
 
 
-class _Later(Exception):  # noqa: N818 - what it is, not that it is an error
+class _Later(Exception):
     """The registry can't just now; ``after`` is its Retry-After."""
 
     def __init__(self, problem: str, after: str | None = None) -> None:
@@ -23,7 +23,7 @@ class _Later(Exception):  # noqa: N818 - what it is, not that it is an error
         self.after = after
 
 
-class _Expired(Exception):  # noqa: N818 - what it is, not that it is an error
+class _Expired(Exception):
     """The grant's token is not taken."""
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from builder.orders import BadEnvironment, read_environment
 from builder.outcome import Exit
-
 from tests.builder.conftest import Bench
 from tests.builder.standin import TOKEN
 from tests.support.waiting import eventually, eventually_sync

@@ -4,13 +4,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from builder.children import run_child
 from builder.logs import CUT, HIDDEN, Log, Redactor, cut
 from builder.orders import find_secrets
 from builder.outcome import Exit
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.builder.conftest import Bench
 from tests.builder.standin import GRANT, TOKEN
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from builder.outcome import Exit
 
+from builder.outcome import Exit
 from tests.builder.conftest import Bench
 
 

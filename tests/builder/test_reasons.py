@@ -6,8 +6,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from builder.outcome import Exit
 
+from builder.outcome import Exit
 from tests.builder.conftest import GO_MOD, MAIN, Bench
 
 SUM = "h1:ZmFrZWZha2VmYWtlZmFrZWZha2VmYWtlZmFrZWZha2U="
