@@ -45,9 +45,9 @@ def pids() -> Iterator[int]:
                 yield int(entry.name)
 
 
-def snapshot() -> dict[int, Stat]:
-    """Look at every process."""
-    return {pid: found for pid in pids() if (found := stat(pid))}
+def snapshot(since: int = 0) -> dict[int, Stat]:
+    """Look at every process whose id is ``since`` or higher: young ones, as long as the ids have not wrapped around."""
+    return {pid: found for pid in pids() if pid >= since and (found := stat(pid))}
 
 
 def descendants(root: int, processes: dict[int, Stat]) -> list[int]:

@@ -249,9 +249,10 @@ class LocalServices:
         end, looks = self._clock() + self._start_seconds, 0
         tree: list[int] = []
         while process.alive:
-            # The tree of a plain program is one process: look for new ones seldom, at its sockets often.
-            if not tree or looks % 20 == 0:
-                tree = process.tree()
+            # The tree of a plain program is one process, younger than its sandbox: look at all of them only seldom.
+            if not tree or looks % 50 == 49:
+                since = 0 if looks % 50 == 49 else process.record.inner or 0
+                tree = process.tree(procfs.snapshot(since))
             address = self._address(process, tree)
             if address is not None:
                 return address

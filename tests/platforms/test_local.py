@@ -1,0 +1,69 @@
+"""The local platform keeps the contract, with real sandboxes, a real registry and real processes."""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from app.platforms.base import BuilderSpec, Platform, ServiceSpec
+from app.platforms.local import procfs
+from app.settings import Settings
+from tests.images.support import Place, registry
+from tests.local.support import Machine, builder_spec, service_spec
+from tests.platforms.contract import BuildersContract, Restart, ServicesContract
+from tests.support.agents import Toolbox, layer_of, make_toolbox, push
+
+
+@pytest.fixture(scope="session")
+def toolbox(run_folder: Path) -> Toolbox:
+    return make_toolbox(run_folder)
+
+
+@pytest.fixture
+async def machine(tmp_path: Path, toolbox: Toolbox) -> AsyncGenerator[Machine, None]:
+    one = Machine(Settings(home=toolbox.home(tmp_path / "home")))
+    await one.start()
+    yield one
+    await one.close()
+    assert procfs.marked(one.platform.processes.prefix) == set()
+
+
+@pytest.fixture
+def platform(machine: Machine) -> Platform:
+    return machine.platform.platform
+
+
+@pytest.fixture
+def restart(machine: Machine) -> Restart:
+    async def again() -> Platform:
+        return (await machine.restart()).platform
+
+    return again
+
+
+class TestBuilders(BuildersContract):
+    @pytest.fixture
+    def builder_spec(self, machine: Machine) -> BuilderSpec:
+        self.machine = machine
+        return builder_spec()
+
+    @pytest.fixture
+    def ending_spec(self) -> BuilderSpec:
+        return builder_spec("raise SystemExit(10)")
+
+    async def starts(self, spec: BuilderSpec) -> int:
+        prefix = self.machine.platform.processes.prefix
+        found = procfs.marked(prefix)
+        # bubblewrap is two processes for one sandbox: its keeper and the sandbox's first.
+        return len([p for p in found if (s := procfs.stat(p)) and s.ppid not in found])
+
+
+class TestServices(ServicesContract):
+    @pytest.fixture
+    async def place(self, tmp_path: Path) -> AsyncGenerator[Place, None]:
+        async with registry(tmp_path / "registry") as served:
+            yield served
+
+    @pytest.fixture
+    async def service_spec(self, place: Place, toolbox: Toolbox) -> ServiceSpec:
+        return service_spec(await push(place, layer_of({"app/agent": toolbox.agent.read_bytes()})))
