@@ -29,8 +29,13 @@ def _idle() -> ColumnElement[bool]:
     ``last_request_at`` is a column of the row that moves, so PostgreSQL looks at it again after waiting for a claim;
     see ``leases`` for why that matters.
     """
-    scale = (Release.config["scale"]["min"].as_integer(), Release.config["scale"]["idle_seconds"].as_float())
-    idle = select(cast(scale[1], Float)).where(Release.id == Service.live_release_id, scale[0] == 0).scalar_subquery()
+    scale = Release.config["scale"]
+    idle = (
+        select(cast(scale["idle_seconds"].as_float(), Float))
+        .where(Release.id == Service.live_release_id, scale["min"].as_integer() == 0)
+        .correlate(Service)  # in the inner query too, which does not have the table itself
+        .scalar_subquery()
+    )
     now = func.clock_timestamp()
     in_use = exists().where(
         GatewayLease.service_id == Service.id,

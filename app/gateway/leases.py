@@ -62,6 +62,11 @@ _WRITE = text(
 _FORGET = text("delete from gateway_lease where last_seen_at < now() - make_interval(days => :days)")
 
 
+def describe(error: BaseException) -> str:
+    """Return what the database said, without the statement and its values."""
+    return f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
+
+
 @dataclass
 class Use:
     """One service as this process uses it. Times are the event loop's."""

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.context import Context
 from app.errors import Refusal, unavailable
-from app.gateway.leases import Leases
+from app.gateway.leases import Leases, describe
 from app.gateway.routes import Route
 from app.lifecycle import ServiceStatus
 from app.models import Service
@@ -139,7 +139,7 @@ class RowRoutes:
             seen = self._seen.get(service_id)
             if seen is None:
                 raise _no_database(error) from error
-            log.warning("the database can't be asked, so the last known address is used: %s", type(error).__name__)
+            log.warning("the database can't be asked, so the last known address is used: %s", describe(error))
             self._remember(service_id, seen.address, now + LOOK_SECONDS)
             return seen.address
         raise unavailable("The service does not stay awake.", reason="unavailable", retry_after=2)
@@ -178,7 +178,7 @@ class RowRoutes:
                     message = "Its address took no connections."
                     await sleep_wake.mark_down(self._context, route.service_id, address.instance_id, message)
         except _DATABASE_ERRORS as error:
-            log.warning("a service that is down could not be marked so: %s", type(error).__name__)
+            log.warning("a service that is down could not be marked so: %s", describe(error))
 
     # ------------------------------------------------------------------------------------------------- in flight
 
@@ -199,5 +199,5 @@ class RowRoutes:
 
 
 def _no_database(error: BaseException) -> Refusal:
-    log.warning("the database can't be asked: %s", type(error).__name__)
+    log.warning("the database can't be asked: %s", describe(error))
     return unavailable("The gateway can't look up the service now.", reason="database_unavailable", retry_after=2)

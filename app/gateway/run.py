@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.context import Context
 from app.gateway.idle import idle_pass
-from app.gateway.leases import LEASE_SECONDS, Leases
+from app.gateway.leases import LEASE_SECONDS, Leases, describe
 from app.gateway.limits import Limits
 from app.gateway.rows import RowRoutes
 from app.gateway.server import Server, serve
@@ -40,7 +40,13 @@ async def serve_gateway(
     leases = Leases(context.sessions, new_id("gwy"))
     routes = RowRoutes(context, leases)
     async with serve(
-        routes, host=host, port=port, listener=listener, limits=limits, grace_seconds=grace_seconds, access_log=access_log
+        routes,
+        host=host,
+        port=port,
+        listener=listener,
+        limits=limits,
+        grace_seconds=grace_seconds,
+        access_log=access_log,
     ) as server:
         loops = [
             asyncio.create_task(_every(LEASE_TICK_SECONDS, leases.write)),

@@ -214,8 +214,10 @@ class Server:
     async def start(self, host: str, port: int, listener: socket.socket | None = None) -> None:
         """Bind, or take a socket that is bound already, and accept; OSError when the port is taken."""
         loop = asyncio.get_running_loop()
-        where = {"sock": listener} if listener else {"host": host, "port": port}
-        self._server = await loop.create_server(lambda: Wire(self._opened), **where, backlog=1024)  # type: ignore[arg-type]
+        if listener is not None:
+            self._server = await loop.create_server(lambda: Wire(self._opened), sock=listener, backlog=1024)
+        else:
+            self._server = await loop.create_server(lambda: Wire(self._opened), host, port, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
 
     def _opened(self, wire: Wire) -> None:
