@@ -30,7 +30,7 @@ LEASE_SECONDS = 10.0
 WRITE_SECONDS = 1.0
 _KEEP_DAYS = 1
 
-_CLAIM = text(
+CLAIM = text(
     """
     with awake as (
         update service set last_request_at = clock_timestamp()
@@ -123,7 +123,7 @@ class Leases:
         in_flight = use.in_flight
         values = {"service": service_id, "process": self.process, "in_flight": in_flight}
         async with self.sessions.begin() as session:
-            row = (await session.execute(_CLAIM, values)).one_or_none()
+            row = (await session.execute(CLAIM, values)).one_or_none()
         if row is None:
             use.right_until = 0.0
             return None

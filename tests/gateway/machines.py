@@ -38,7 +38,7 @@ from app.platforms.base import (
 from app.platforms.catalog import Catalog, Entry
 from app.secrets import Keyring
 from app.settings import Settings
-from tests.gateway.support import Upstream, upstream
+from tests.gateway.support import Upstream, comes_true, upstream
 
 NAME = "machines"
 TRAITS = Traits(
@@ -302,6 +302,15 @@ async def add_service(
         await session.flush()
         session.add(release)
     return service
+
+
+async def reaches(context: Context, service: Service, *statuses: ServiceStatus, timeout: float = 20.0) -> None:
+    """Wait until the row has one of these statuses."""
+
+    async def reached() -> bool:
+        return await status_of(context, service) in statuses
+
+    await comes_true(reached, timeout)
 
 
 async def status_of(context: Context, service: Service) -> ServiceStatus:

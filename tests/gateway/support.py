@@ -6,6 +6,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import h11
 
@@ -14,8 +15,15 @@ from app.gateway.limits import Limits
 from app.gateway.routes import Route
 from app.gateway.server import Server, serve
 from app.platforms.base import Address
+from tests.support.waiting import eventually
 
 DEADLINE = 10.0
+
+
+async def comes_true(condition: Callable[[], Awaitable[bool]], timeout: float = DEADLINE) -> None:
+    """Wait until a coroutine function says so."""
+    look: Callable[[], Any] = condition
+    await eventually(look, timeout)
 
 
 @dataclass
@@ -149,8 +157,11 @@ class Upstream:
             writer.close()
 
 
+Maker = Callable[[Upstream], Handler]
+
+
 @asynccontextmanager
-async def upstream(handler: Callable[[Upstream], Handler]) -> AsyncIterator[Upstream]:
+async def upstream(handler: Maker) -> AsyncIterator[Upstream]:
     """Serve each connection with ``handler(upstream)``; the connection is closed when that returns."""
     it = Upstream()
     handle = handler(it)
@@ -187,7 +198,7 @@ async def upstream(handler: Callable[[Upstream], Handler]) -> AsyncIterator[Upst
         await it.server.wait_closed()
 
 
-def replying(body: bytes = b"ok", *fields: str) -> Callable[[Upstream], Handler]:
+def replying(body: bytes = b"ok", *fields: str) -> Maker:
     """Answer every request on every connection with 200 and this body; request bodies must have a Content-Length."""
     head = "\r\n".join(["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *fields, "", ""]).encode()
 

@@ -8,6 +8,7 @@ from app.gateway.limits import Limits
 from tests.gateway.support import (
     DEADLINE,
     Handler,
+    Maker,
     Upstream,
     connected,
     gateway,
@@ -21,24 +22,32 @@ MIB = 1024 * 1024
 
 
 async def test_one_connection_two_hosts() -> None:
-    async with upstream(replying(b"from a")) as a, upstream(replying(b"from b")) as b:
-        async with gateway(a=a, b=b) as server, connected(server.port) as client:
-            for host, body in [("a.localhost", b"from a"), ("b.localhost", b"from b"), ("a.localhost:1", b"from a")]:
-                client.get(host)
-                assert (await client.answer()).body == body
-            assert [name for name, _ in a.fields()].count("host") == 1
-            assert dict(a.fields())["host"] == "a.localhost:1"
+    async with (
+        upstream(replying(b"from a")) as a,
+        upstream(replying(b"from b")) as b,
+        gateway(a=a, b=b) as server,
+        connected(server.port) as client,
+    ):
+        for host, body in [("a.localhost", b"from a"), ("b.localhost", b"from b"), ("a.localhost:1", b"from a")]:
+            client.get(host)
+            assert (await client.answer()).body == body
+        assert [name for name, _ in a.fields()].count("host") == 1
+        assert dict(a.fields())["host"] == "a.localhost:1"
 
 
 async def test_pipelined_requests_are_answered_in_order_and_routed_apart() -> None:
-    async with upstream(replying(b"from a")) as a, upstream(replying(b"from b")) as b:
-        async with gateway(a=a, b=b) as server, connected(server.port) as client:
-            client.send("POST / HTTP/1.1\r\nHost: a.localhost\r\nContent-Length: 3\r\n\r\nabc")
-            client.get("b.localhost")
-            client.send("\r\n")
-            client.get("a.localhost", "/last")
-            assert [(await client.answer()).body for _ in range(3)] == [b"from a", b"from b", b"from a"]
-            assert a.heads[1].startswith(b"GET /last HTTP/1.1")
+    async with (
+        upstream(replying(b"from a")) as a,
+        upstream(replying(b"from b")) as b,
+        gateway(a=a, b=b) as server,
+        connected(server.port) as client,
+    ):
+        client.send("POST / HTTP/1.1\r\nHost: a.localhost\r\nContent-Length: 3\r\n\r\nabc")
+        client.get("b.localhost")
+        client.send("\r\n")
+        client.get("a.localhost", "/last")
+        assert [(await client.answer()).body for _ in range(3)] == [b"from a", b"from b", b"from a"]
+        assert a.heads[1].startswith(b"GET /last HTTP/1.1")
 
 
 async def test_unknown_host_is_a_problem_and_the_connection_goes_on() -> None:
@@ -110,7 +119,7 @@ async def test_answers_that_have_no_body(status: int) -> None:
             assert (answer.status, answer.headers, answer.body) == (status, [("etag", "1")], b"")
 
 
-def continuing(interim: bytes) -> object:
+def continuing(interim: bytes) -> Maker:
     def make(it: Upstream) -> Handler:
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await it.head(reader)
@@ -125,7 +134,7 @@ def continuing(interim: bytes) -> object:
 
 async def test_expect_continue_is_the_upstreams_to_answer() -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
-    async with upstream(continuing(interim)) as a, gateway(a=a) as server, connected(server.port) as client:  # type: ignore[arg-type]
+    async with upstream(continuing(interim)) as a, gateway(a=a) as server, connected(server.port) as client:
         client.get("a.localhost", "/", "POST", "Content-Length: 3", "Expect: 100-continue")
         early = await client.until(b"100 Continue\r\n\r\n") if b"100" not in client.rest else client.rest
         assert early.startswith(b"HTTP/1.1 103")
@@ -324,14 +333,13 @@ async def test_a_client_that_closed_its_half_gets_its_answer() -> None:
 
         return handle
 
-    async with upstream(waiting) as a, gateway(Limits(half_closed=60), a=a) as server:
-        async with connected(server.port) as client:
-            client.get()
-            client.writer.write_eof()
-            await eventually(lambda: a.heads)
-            go_on.set()
-            assert (await client.answer()).body == b"ok"
-            assert await client.rest_of_it() == b""
+    async with upstream(waiting) as a, gateway(Limits(half_closed=60), a=a) as server, connected(server.port) as client:
+        client.get()
+        client.writer.write_eof()
+        await eventually(lambda: a.heads)
+        go_on.set()
+        assert (await client.answer()).body == b"ok"
+        assert await client.rest_of_it() == b""
 
 
 async def test_a_silent_stream_to_a_half_closed_client_ends_after_a_moment() -> None:
@@ -343,12 +351,15 @@ async def test_a_silent_stream_to_a_half_closed_client_ends_after_a_moment() -> 
 
         return handle
 
-    async with upstream(silent) as a, gateway(Limits(half_closed=0.05), a=a) as server:
-        async with connected(server.port) as client:
-            client.get()
-            await client.until(b"a\r\n")
-            client.writer.write_eof()
-            await asyncio.wait_for(a.lost.wait(), DEADLINE)
+    async with (
+        upstream(silent) as a,
+        gateway(Limits(half_closed=0.05), a=a) as server,
+        connected(server.port) as client,
+    ):
+        client.get()
+        await client.until(b"a\r\n")
+        client.writer.write_eof()
+        await asyncio.wait_for(a.lost.wait(), DEADLINE)
 
 
 async def test_a_client_that_vanishes_inside_its_body_ends_the_upstreams_request() -> None:
@@ -359,11 +370,10 @@ async def test_a_client_that_vanishes_inside_its_body_ends_the_upstreams_request
 
         return handle
 
-    async with upstream(reading) as a, gateway(Limits(half_closed=60), a=a) as server:
-        async with connected(server.port) as client:
-            client.get("a.localhost", "/", "POST", "Content-Length: 100")
-            client.send("abc")
-            await eventually(lambda: a.heads)
-            client.writer.write_eof()
-            assert (await client.answer("POST")).status == 400
-            await asyncio.wait_for(a.lost.wait(), DEADLINE)
+    async with upstream(reading) as a, gateway(Limits(half_closed=60), a=a) as server, connected(server.port) as client:
+        client.get("a.localhost", "/", "POST", "Content-Length: 100")
+        client.send("abc")
+        await eventually(lambda: a.heads)
+        client.writer.write_eof()
+        assert (await client.answer("POST")).status == 400
+        await asyncio.wait_for(a.lost.wait(), DEADLINE)

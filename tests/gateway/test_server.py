@@ -9,34 +9,31 @@ from app.gateway.limits import Limits
 from app.gateway.routes import Route
 from app.gateway.server import serve
 from app.platforms.base import Address
-from tests.gateway.support import DEADLINE, Handler, Upstream, connected, gateway, problem_of, replying, upstream
+from tests.gateway.support import DEADLINE, Handler, Maker, Upstream, connected, gateway, problem_of, replying, upstream
 from tests.support.waiting import eventually
 
 
 async def test_a_head_that_takes_too_long_is_a_408() -> None:
-    async with upstream(replying()) as a, gateway(Limits(head=0.05), a=a) as server:
-        async with connected(server.port) as client:
-            client.send("GET / HTTP/1.1\r\nHost")
-            answer = await client.answer()
-            assert (answer.status, problem_of(answer).reason) == (408, "head_timeout")
+    async with upstream(replying()) as a, gateway(Limits(head=0.05), a=a) as server, connected(server.port) as client:
+        client.send("GET / HTTP/1.1\r\nHost")
+        answer = await client.answer()
+        assert (answer.status, problem_of(answer).reason) == (408, "head_timeout")
 
 
 async def test_an_idle_connection_is_closed() -> None:
-    async with upstream(replying()) as a, gateway(Limits(idle=0.05), a=a) as server:
-        async with connected(server.port) as client:
-            client.get()
-            await client.answer()
-            assert await client.rest_of_it() == b""
+    async with upstream(replying()) as a, gateway(Limits(idle=0.05), a=a) as server, connected(server.port) as client:
+        client.get()
+        await client.answer()
+        assert await client.rest_of_it() == b""
 
 
 async def test_a_body_that_stops_is_a_408_and_ends_the_upstreams_request() -> None:
-    async with upstream(replying()) as a, gateway(Limits(body=0.05), a=a) as server:
-        async with connected(server.port) as client:
-            client.get("a.localhost", "/", "POST", "Content-Length: 10")
-            client.send("abc")
-            answer = await client.answer("POST")
-            assert (answer.status, problem_of(answer).reason) == (408, "body_timeout")
-            await asyncio.wait_for(a.lost.wait(), DEADLINE)
+    async with upstream(replying()) as a, gateway(Limits(body=0.05), a=a) as server, connected(server.port) as client:
+        client.get("a.localhost", "/", "POST", "Content-Length: 10")
+        client.send("abc")
+        answer = await client.answer("POST")
+        assert (answer.status, problem_of(answer).reason) == (408, "body_timeout")
+        await asyncio.wait_for(a.lost.wait(), DEADLINE)
 
 
 async def test_an_upstream_that_stops_reading_is_a_504() -> None:
@@ -72,19 +69,23 @@ async def test_a_client_that_stops_reading_is_cut_off() -> None:
 
 
 async def test_more_clients_than_allowed_are_turned_away() -> None:
-    async with upstream(replying()) as a, gateway(Limits(connections=1), a=a) as server:
-        async with connected(server.port) as first, connected(server.port) as second:
-            first.get()
-            assert (await first.answer()).status == 200
-            second.get()
-            answer = await second.answer()
-            assert (answer.status, problem_of(answer).reason) == (503, "too_many_connections")
-            assert await second.rest_of_it() == b""
-            first.get()
-            assert (await first.answer()).status == 200
+    async with (
+        upstream(replying()) as a,
+        gateway(Limits(connections=1), a=a) as server,
+        connected(server.port) as first,
+        connected(server.port) as second,
+    ):
+        first.get()
+        assert (await first.answer()).status == 200
+        second.get()
+        answer = await second.answer()
+        assert (answer.status, problem_of(answer).reason) == (503, "too_many_connections")
+        assert await second.rest_of_it() == b""
+        first.get()
+        assert (await first.answer()).status == 200
 
 
-def held(go_on: asyncio.Event) -> object:
+def held(go_on: asyncio.Event) -> Maker:
     def make(it: Upstream) -> Handler:
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await it.head(reader)
@@ -99,18 +100,22 @@ def held(go_on: asyncio.Event) -> object:
 
 async def test_stopping_lets_what_is_in_flight_end() -> None:
     go_on = asyncio.Event()
-    async with upstream(held(go_on)) as a, gateway(a=a) as server:  # type: ignore[arg-type]
-        async with connected(server.port) as busy, connected(server.port) as idle:
-            busy.get()
-            await eventually(lambda: a.heads)
-            stopping = asyncio.create_task(server.stop(60))
-            assert await idle.rest_of_it() == b""
-            with pytest.raises(OSError, match="Connect call failed"):
-                await asyncio.open_connection("127.0.0.1", server.port)
-            go_on.set()
-            answer = await busy.answer()
-            assert (answer.body, answer.header("connection")) == (b"ok", "close")
-            await asyncio.wait_for(stopping, DEADLINE)
+    async with (
+        upstream(held(go_on)) as a,
+        gateway(a=a) as server,
+        connected(server.port) as busy,
+        connected(server.port) as idle,
+    ):
+        busy.get()
+        await eventually(lambda: a.heads)
+        stopping = asyncio.create_task(server.stop(60))
+        assert await idle.rest_of_it() == b""
+        with pytest.raises(OSError, match="Connect call failed"):
+            await asyncio.open_connection("127.0.0.1", server.port)
+        go_on.set()
+        answer = await busy.answer()
+        assert (answer.body, answer.header("connection")) == (b"ok", "close")
+        await asyncio.wait_for(stopping, DEADLINE)
 
 
 async def test_stopping_cuts_off_what_outlasts_the_grace() -> None:
@@ -121,13 +126,12 @@ async def test_stopping_cuts_off_what_outlasts_the_grace() -> None:
 
         return handle
 
-    async with upstream(silent) as a, gateway(a=a) as server:
-        async with connected(server.port) as busy:
-            busy.get()
-            await eventually(lambda: a.heads)
-            await asyncio.wait_for(server.stop(0.05), DEADLINE)
-            assert await busy.rest_of_it() == b""
-            await asyncio.wait_for(a.lost.wait(), DEADLINE)
+    async with upstream(silent) as a, gateway(a=a) as server, connected(server.port) as busy:
+        busy.get()
+        await eventually(lambda: a.heads)
+        await asyncio.wait_for(server.stop(0.05), DEADLINE)
+        assert await busy.rest_of_it() == b""
+        await asyncio.wait_for(a.lost.wait(), DEADLINE)
 
 
 class Broken:

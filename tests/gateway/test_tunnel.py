@@ -11,6 +11,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from app.gateway.limits import Limits
 from app.platforms.base import Address
 from tests.gateway.support import DEADLINE, Handler, Sleeper, Upstream, connected, gateway, replying, upstream
+from tests.support.waiting import eventually
 
 UPGRADE = ("Connection: Upgrade", "Upgrade: raw")
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: raw\r\nX-A: 1\r\n\r\n"
@@ -22,14 +23,16 @@ async def test_websocket_echo() -> None:
             await connection.send(message)
 
     async with serve(echo, "127.0.0.1", 0) as server:
-        port = list(server.sockets)[0].getsockname()[1]
+        port = next(iter(server.sockets)).getsockname()[1]
         service = Sleeper(Address(url=f"http://127.0.0.1:{port}", instance_id="1"))
-        async with gateway(a=service) as it:
-            async with connect(f"ws://a.localhost:{it.port}/", host="127.0.0.1", proxy=None) as socket:
-                assert service.in_flight == 1
-                for message in ("hello", b"x" * 300_000):
-                    await socket.send(message)
-                    assert await asyncio.wait_for(socket.recv(), DEADLINE) == message
+        async with (
+            gateway(a=service) as it,
+            connect(f"ws://a.localhost:{it.port}/", host="127.0.0.1", proxy=None) as socket,
+        ):
+            assert service.in_flight == 1
+            for message in ("hello", b"x" * 300_000):
+                await socket.send(message)
+                assert await asyncio.wait_for(socket.recv(), DEADLINE) == message
 
 
 async def test_a_refused_websocket_gets_the_upstreams_answer() -> None:
@@ -40,7 +43,7 @@ async def test_a_refused_websocket_gets_the_upstreams_answer() -> None:
         return connection.respond(HTTPStatus.FORBIDDEN, "no\n")
 
     async with serve(never, "127.0.0.1", 0, process_request=refuse) as server:  # type: ignore[arg-type]
-        port = list(server.sockets)[0].getsockname()[1]
+        port = next(iter(server.sockets)).getsockname()[1]
         service = Sleeper(Address(url=f"http://127.0.0.1:{port}", instance_id="1"))
         async with gateway(a=service) as it:
             with pytest.raises(websockets.InvalidStatus) as refused:
@@ -73,13 +76,17 @@ async def test_bytes_around_the_switch_are_kept_and_each_sides_end_passes() -> N
 
 
 async def test_without_a_101_the_next_bytes_are_the_next_request() -> None:
-    async with upstream(replying()) as a, upstream(replying(b"from b")) as b, gateway(a=a, b=b) as server:
-        async with connected(server.port) as client:
-            client.get("a.localhost", "/", "GET", *UPGRADE)
-            client.get("b.localhost")
-            assert (await client.answer()).body == b"ok"
-            assert (await client.answer()).body == b"from b"
-            assert len(a.heads) == 1
+    async with (
+        upstream(replying()) as a,
+        upstream(replying(b"from b")) as b,
+        gateway(a=a, b=b) as server,
+        connected(server.port) as client,
+    ):
+        client.get("a.localhost", "/", "GET", *UPGRADE)
+        client.get("b.localhost")
+        assert (await client.answer()).body == b"ok"
+        assert (await client.answer()).body == b"from b"
+        assert len(a.heads) == 1
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ async def test_a_client_that_leaves_ends_the_tunnel() -> None:
         async with connected(server.port) as client:
             client.get("a.localhost", "/", "GET", *UPGRADE)
             await client.until(b"hello")
-        await asyncio.wait_for(_closed(a), DEADLINE)
+        await eventually(lambda: not a.writers)
 
 
 async def test_a_tunnel_with_one_end_gone_is_bounded() -> None:
@@ -117,8 +124,3 @@ async def test_a_tunnel_with_one_end_gone_is_bounded() -> None:
         await client.until(b"\r\n\r\n")
         client.writer.write_eof()
         assert await client.rest_of_it() == b""
-
-
-async def _closed(it: Upstream) -> None:
-    while it.writers:
-        await asyncio.sleep(0.002)

@@ -6,7 +6,7 @@ import pytest
 
 from app.gateway.limits import Limits
 from app.platforms.base import Address
-from tests.gateway.support import Handler, Sleeper, Upstream, connected, gateway, problem_of, replying, upstream
+from tests.gateway.support import Handler, Maker, Sleeper, Upstream, connected, gateway, problem_of, replying, upstream
 from tests.support.waiting import eventually, free_port
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -26,11 +26,14 @@ async def test_one_upstream_connection_serves_many_requests_of_many_clients() ->
 
 
 async def test_an_idle_connection_is_closed_after_its_time() -> None:
-    async with upstream(replying()) as a, gateway(Limits(pooled_idle=0.05), a=a) as server:
-        async with connected(server.port) as client:
-            client.get()
-            await client.answer()
-            await asyncio.wait_for(a.lost.wait(), 10)
+    async with (
+        upstream(replying()) as a,
+        gateway(Limits(pooled_idle=0.05), a=a) as server,
+        connected(server.port) as client,
+    ):
+        client.get()
+        await client.answer()
+        await asyncio.wait_for(a.lost.wait(), 10)
 
 
 async def test_no_more_idle_connections_are_kept_than_allowed() -> None:
@@ -45,16 +48,21 @@ async def test_no_more_idle_connections_are_kept_than_allowed() -> None:
 
         return handle
 
-    async with upstream(meeting) as a, gateway(Limits(pooled=1), a=a) as server:
-        async with connected(server.port) as one, connected(server.port) as two, connected(server.port) as three:
-            for client in (one, two, three):
-                client.get()
-            for client in (one, two, three):
-                await client.answer()
-            await eventually(lambda: len(a.writers) == 1)
+    async with (
+        upstream(meeting) as a,
+        gateway(Limits(pooled=1), a=a) as server,
+        connected(server.port) as one,
+        connected(server.port) as two,
+        connected(server.port) as three,
+    ):
+        for client in (one, two, three):
+            client.get()
+        for client in (one, two, three):
+            await client.answer()
+        await eventually(lambda: len(a.writers) == 1)
 
 
-def closing_after(answers: int, *, hint: bool = False) -> object:
+def closing_after(answers: int, *, hint: bool = False) -> Maker:
     """Answer so often per connection, then close it: on the next request's arrival, so that the gateway can't know."""
 
     def make(it: Upstream) -> Handler:
@@ -71,7 +79,7 @@ def closing_after(answers: int, *, hint: bool = False) -> object:
 
 
 async def test_a_stale_connection_costs_a_repeatable_request_nothing() -> None:
-    async with upstream(closing_after(1)) as a, gateway(a=a) as server, connected(server.port) as client:  # type: ignore[arg-type]
+    async with upstream(closing_after(1)) as a, gateway(a=a) as server, connected(server.port) as client:
         client.get()
         await client.answer()
         client.get()
@@ -80,7 +88,7 @@ async def test_a_stale_connection_costs_a_repeatable_request_nothing() -> None:
 
 
 async def test_a_stale_connection_costs_a_post_an_honest_502() -> None:
-    async with upstream(closing_after(1)) as a, gateway(a=a) as server, connected(server.port) as client:  # type: ignore[arg-type]
+    async with upstream(closing_after(1)) as a, gateway(a=a) as server, connected(server.port) as client:
         client.get()
         await client.answer()
         client.get("a.localhost", "/", "POST", "Content-Length: 0")
@@ -90,17 +98,20 @@ async def test_a_stale_connection_costs_a_post_an_honest_502() -> None:
 
 
 async def test_a_post_takes_no_connection_that_was_idle_for_long() -> None:
-    async with upstream(replying()) as a, gateway(Limits(pooled_unsafe=0), a=a) as server:
-        async with connected(server.port) as client:
-            client.get()
-            await client.answer()
-            client.get("a.localhost", "/", "POST", "Content-Length: 0")
-            assert (await client.answer("POST")).status == 200
-            assert a.connections == 2
+    async with (
+        upstream(replying()) as a,
+        gateway(Limits(pooled_unsafe=0), a=a) as server,
+        connected(server.port) as client,
+    ):
+        client.get()
+        await client.answer()
+        client.get("a.localhost", "/", "POST", "Content-Length: 0")
+        assert (await client.answer("POST")).status == 200
+        assert a.connections == 2
 
 
 async def test_a_body_that_was_begun_is_not_sent_twice() -> None:
-    async with upstream(closing_after(1)) as a, gateway(a=a) as server, connected(server.port) as client:  # type: ignore[arg-type]
+    async with upstream(closing_after(1)) as a, gateway(a=a) as server, connected(server.port) as client:
         client.get()
         await client.answer()
         client.get("a.localhost", "/", "PUT", "Content-Length: 3")
@@ -110,13 +121,16 @@ async def test_a_body_that_was_begun_is_not_sent_twice() -> None:
 
 
 async def test_a_connection_the_upstream_wants_closed_is_not_used_again() -> None:
-    async with upstream(closing_after(1, hint=True)) as a, gateway(a=a) as server:  # type: ignore[arg-type]
-        async with connected(server.port) as client:
-            for _ in range(3):
-                client.get("a.localhost", "/", "POST", "Content-Length: 0")
-                answer = await client.answer("POST")
-                assert (answer.status, answer.header("connection")) == (200, None)
-            assert a.connections == 3
+    async with (
+        upstream(closing_after(1, hint=True)) as a,
+        gateway(a=a) as server,
+        connected(server.port) as client,
+    ):
+        for _ in range(3):
+            client.get("a.localhost", "/", "POST", "Content-Length: 0")
+            answer = await client.answer("POST")
+            assert (answer.status, answer.header("connection")) == (200, None)
+        assert a.connections == 3
 
 
 async def test_bytes_past_an_answer_reach_nobody() -> None:

@@ -44,6 +44,8 @@ async def test_a_body_is_not_read_until_somebody_takes_it() -> None:
             assert before > size // 2
             (connection,) = server.connections
             assert connection.wire.buffered < 512 * 1024
+            client.reset()
+            service.may_start.set()
 
 
 async def test_a_failed_start_is_a_503_for_all_who_waited() -> None:
