@@ -124,7 +124,7 @@ async def _fetch(
             break
         await pace.wait(attempt)
     text = ended.stderr
-    if "File too large" in text or "File size limit" in text or "signal 25" in text or ended.code == -25:
+    if _is_full(repository, most_bytes):
         raise rejected(f"The repository's pack is larger than {most_bytes} bytes.")
     lines = [line.strip() for line in text.splitlines() if line.startswith(("fatal:", "error:", "remote:"))]
     problem = (lines[-1] if lines else text.strip() or f"git ended with {ended.code}")[:500]
@@ -174,7 +174,18 @@ async def _find_git(environment: Environment) -> str:
 
 def _limited(git: str, most_bytes: int) -> list[str]:
     """Return git under a limit of file size: the pack it receives is one file."""
-    return ["/bin/sh", "-c", 'ulimit -f "$1" && shift && exec "$@"', "sh", str(-(-most_bytes // 512)), git]
+    return ["/bin/sh", "-c", 'ulimit -f "$1" && shift && exec "$@"', "sh", str(_blocks(most_bytes)), git]
+
+
+def _blocks(size: int) -> int:
+    """Return a size in the 512-byte blocks that POSIX's ``ulimit -f`` counts in."""
+    return -(-size // 512)
+
+
+def _is_full(repository: Path, most_bytes: int) -> bool:
+    """Tell whether the limit ended a fetch: git dies of it without a word, and leaves the pack as far as it came."""
+    packs = (repository / "objects" / "pack").glob("tmp_pack_*")
+    return any(pack.stat().st_size >= _blocks(most_bytes) * 512 for pack in packs)
 
 
 async def _run(command: list[str], env: Mapping[str, str], cwd: Path, *, may_fail: bool = False) -> Ended:

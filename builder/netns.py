@@ -27,7 +27,7 @@ def isolate(libc: ctypes.CDLL) -> bool:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             # A uid 0 without capabilities may not map itself (user_namespaces(7)). It then goes by another name in
             # there, but files still take it for who it is.
-            with contextlib.suppress(OSError), open(f"/proc/self/{name}", "w", encoding="ascii") as file:  # noqa: PTH123 - fast
+            with contextlib.suppress(OSError), open(f"/proc/self/{name}", "w", encoding="utf-8") as file:  # noqa: PTH123 - fast
                 file.write(text)
     return all(name == "lo" for _, name in socket.if_nameindex())
 

@@ -45,15 +45,16 @@ def test_an_ordinary_user_can_do_it_too(port: int) -> None:
     # The account is changed once Python runs: an ordinary user need not be able to start root's Python. Such a
     # change makes a process undumpable, which a newly started one is not.
     script = f"""
-import ctypes, os
+import ctypes, os, socket
 from builder import netns
 libc = ctypes.CDLL(None)
 os.setgroups([]); os.setgid(65533); os.setuid(65533); libc.prctl(4, 1, 0, 0, 0)
 assert netns.isolate(libc)
 print(os.geteuid(), flush=True)
-{CONNECT}
+sock = socket.socket()
+sock.connect(("127.0.0.1", {port}))
 """
-    child = [sys.executable, "-c", script, str(port)]
+    child = [sys.executable, "-c", script]
     cut_off = subprocess.run(child, check=False, capture_output=True, text=True, cwd=REPOSITORY)
     assert cut_off.stdout == "65533\n", cut_off.stderr
     assert "unreachable" in cut_off.stderr

@@ -13,6 +13,7 @@ from builder.orders import find_secrets
 from builder.outcome import Exit
 from tests.builder.conftest import Bench
 from tests.builder.standin import GRANT, TOKEN
+from tests.support.waiting import eventually
 
 SECRET = "p@ss/word-1"
 
@@ -122,13 +123,9 @@ async def test_a_child_that_is_canceled_is_killed_with_its_children(tmp_path: Pa
     started = tmp_path / "started"
     script = f"sleep 600 & echo $! > {started}.new; mv {started}.new {started}; wait"
     child = asyncio.create_task(run_child(["/bin/sh", "-c", script], env={"PATH": "/usr/bin:/bin"}, cwd=tmp_path))
-    async with asyncio.timeout(10):
-        while not await asyncio.to_thread(started.exists):
-            await asyncio.sleep(0.01)
+    await eventually(started.exists)
     child.cancel()
     with pytest.raises(asyncio.CancelledError):
         await child
     pid = int(await asyncio.to_thread(started.read_text))
-    async with asyncio.timeout(10):
-        while await asyncio.to_thread(Path(f"/proc/{pid}").exists):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not Path(f"/proc/{pid}").exists())
