@@ -14,14 +14,11 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, Any
 
 import certifi
 
 from builder.outcome import Failure, Reason
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -161,7 +158,7 @@ class _Packer(io.RawIOBase):
         """Digest of the tar before it is packed."""
         return f"sha256:{self._plain.hexdigest()}"
 
-    def write(self, data: "Buffer", /) -> int:
+    def write(self, data: Any, /) -> int:
         """Take the next piece of the tar."""
         self._check()
         piece = bytes(data)
