@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import h11
 
 from app.errors import Refusal, unavailable
-from app.gateway.head import Incoming, bad_request, client_headers, trailers, upstream_request
+from app.gateway.head import Incoming, client_headers, trailers, upstream_request
 from app.gateway.limits import Limits
 from app.gateway.pool import Pool, Upstream
 from app.gateway.routes import Route, Routes
 from app.gateway.tunnel import tunnel
+from app.gateway.upload import Upload
 from app.gateway.wire import Wire
 from app.platforms.base import Address
 
@@ -55,10 +56,7 @@ class Exchange:
         self.status = 0
         self._failure = ""
         self._expects_continue = self.parser.they_are_waiting_for_100_continue
-        self._body_taken = False
-        self._request_end: h11.EndOfMessage | None = None
-        self._client_fault: Refusal | None = None
-        self._pump: asyncio.Task[None] | None = None
+        self._upload = Upload(client, incoming.parser, proxy.limits)
 
     async def run(self) -> None:
         """Raise Refusal for an answer of our own; UpstreamFailedError when an answer had begun and can't be ended."""
@@ -109,7 +107,7 @@ class Exchange:
         return True
 
     def _repeatable(self) -> bool:
-        return not self._body_taken and self.incoming.method in _IDEMPOTENT
+        return not self._upload.taken and self.incoming.method in _IDEMPOTENT
 
     async def _ready(self, route: Route) -> Address:
         waiting = self.proxy.waiting
@@ -129,65 +127,14 @@ class Exchange:
         done = False
         try:
             upstream.wire.write(upstream.parser.send(upstream_request(self.incoming, self.client.peer)))
-            if not self._send_body(upstream):
-                self._pump = asyncio.create_task(self._pump_body(upstream))
+            self._upload.begin(upstream)
             done = await self._relay(upstream)
         finally:
-            await self._end_pump()
+            await self._upload.stop()
             if done:
                 self.proxy.pool.give(upstream)
             else:
                 upstream.wire.abort()
-
-    def _send_body(self, upstream: Upstream) -> bool:
-        """Pass on what is here of the body; True once all of it is. Raises Refusal when it can't be parsed."""
-        out = []
-        while self._request_end is None:
-            try:
-                event = self.parser.next_event()
-            except h11.RemoteProtocolError as error:
-                raise bad_request(f"The request body can't be parsed: {error}.") from error
-            if event is h11.NEED_DATA:
-                if not self.client.buffered:
-                    break
-                self.parser.receive_data(self.client.take())
-            elif isinstance(event, h11.Data):
-                self._body_taken = True
-                out.append(upstream.parser.send(h11.Data(data=event.data)))
-            elif isinstance(event, h11.EndOfMessage):
-                self._request_end = event
-        if self._request_end is not None:
-            out.append(upstream.parser.send(h11.EndOfMessage(headers=trailers(self._request_end.headers))))
-        upstream.wire.write(b"".join(out))
-        return self._request_end is not None
-
-    async def _pump_body(self, upstream: Upstream) -> None:
-        """Pass the body on as it comes. A fault of the client ends the upstream's connection, which the relay sees."""
-        try:
-            sent = False
-            while not sent:
-                await upstream.wire.drain(self.limits.stall)
-                async with asyncio.timeout(self.limits.body):
-                    self.parser.receive_data(await self.client.read())
-                sent = self._send_body(upstream)
-        except Refusal as refusal:
-            self._client_fault = refusal
-        except TimeoutError:
-            # Either the client is silent or the upstream takes nothing.
-            if upstream.wire.lost or upstream.wire.transport.get_write_buffer_size():
-                self._client_fault = Refusal(504, "upstream_timeout", "The service does not read the request.")
-            else:
-                self._client_fault = bad_request("The request body did not come.", status=408, reason="body_timeout")
-        except (ConnectionError, h11.LocalProtocolError):
-            return  # the upstream may have answered before it closed, so the relay has the last word
-        if self._client_fault is not None:
-            upstream.wire.abort()
-
-    async def _end_pump(self) -> None:
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
-            self._pump = None
 
     # ------------------------------------------------------------------------------------------- the answer
 
@@ -228,8 +175,8 @@ class Exchange:
             raise UpstreamFailedError("it broke off", untouched=not touched) from error
 
     def _raise_client_fault(self) -> None:
-        if self._client_fault is not None and not self.status:
-            raise self._client_fault
+        if self._upload.fault is not None and not self.status:
+            raise self._upload.fault
 
     async def _read(self, upstream: Upstream) -> bytes:
         if self.status:
@@ -239,7 +186,7 @@ class Exchange:
                 async with asyncio.timeout(self.limits.answer):
                     return await upstream.wire.read()
             except TimeoutError:
-                if self._pump is None or self._pump.done():
+                if not self._upload.going:
                     raise Refusal(504, "upstream_timeout", "The service did not answer in time.") from None
 
     async def _flush(self, out: list[bytes]) -> None:
