@@ -158,6 +158,17 @@ def seed() -> None:
 
 
 @app.command()
+def demo(
+    *,
+    keep: Annotated[bool, typer.Option("--keep", help="Stay up at the end, until Ctrl-C.")] = False,
+) -> None:
+    """Show the whole way on this machine: build, deploy, sleep, wake, roll out, roll back."""
+    from app import demo as show  # noqa: PLC0415 - only this command needs it
+
+    raise SystemExit(show.demo(keep=keep))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     say(__version__)

@@ -1,0 +1,165 @@
+"""A whole ``slipway serve`` as a child process, seen from outside: started, watched, and stopped for good."""
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+START_SECONDS = 120.0
+STOP_SECONDS = 45.0
+TAIL_LINES = 40
+KEPT = ("SLIPWAY_HOME", "SLIPWAY_SECRET_KEYS", "SLIPWAY_SANDBOX", "SLIPWAY_LOCAL__", "SLIPWAY_LOG_", "SLIPWAY_GO")
+"""What the demo takes over from its own environment. Anything else could lead it to somebody's database or registry."""
+
+
+@dataclass
+class NotSeen(Exception):
+    """Something that the demo is there to show was not to be seen."""
+
+    expected: str
+    seen: str
+
+    def __str__(self) -> str:
+        return f"expected {self.expected}; saw {self.seen}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """The running child: where it listens, and the key that opens its API."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str
+    gateway_port: int
+    api_key: str
+
+    def instance(self, answer: Mapping[str, object]) -> list[psutil.Process]:
+        """Return the processes of the instance that gave ``answer``: those below the server that carry its names."""
+        found: dict[int, psutil.Process] = {}
+        for process in descendants(self.process.pid):
+            with contextlib.suppress(psutil.Error):
+                if _carries(process, str(answer["hostname"]), str(answer["release"])):
+                    found |= {p.pid: p for p in [process, *process.children(recursive=True)]}
+        return [p for p in found.values() if alive(p)]
+
+
+def _carries(process: psutil.Process, hostname: str, release: str) -> bool:
+    # The sandbox is given its host name as a word. Without a sandbox there is only the environment, which is readable then.
+    return hostname in process.cmdline() or process.environ().get("SLIPWAY_RELEASE") == release
+
+
+def alive(process: psutil.Process) -> bool:
+    """Tell whether it still does anything; a zombie doesn't."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def environment(home: Path, api_key: str, outside: Mapping[str, str]) -> dict[str, str]:
+    """Return the child's environment: nothing of the caller's set-up but what is in ``KEPT``, ports of its own choice."""
+    own = {k: v for k, v in outside.items() if not k.startswith("SLIPWAY_") and k not in {"DATABASE_URL", "PORT"}}
+    own |= {k: v for k, v in outside.items() if k.startswith(KEPT)}
+    return own | {
+        "SLIPWAY_HOME": str(home),
+        "SLIPWAY_API_KEY": api_key,
+        "SLIPWAY_PORT": "0",
+        "SLIPWAY_GATEWAY_PORT": "0",
+        "SLIPWAY_DRAIN_SECONDS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@contextlib.contextmanager
+def running(log: Path, home: Path) -> Iterator[Server]:
+    """Run ``slipway serve`` for the length of the block; NotSeen when it does not come up or does not end cleanly."""
+    api_key = os.environ.get("SLIPWAY_API_KEY") or f"slp_{secrets.token_urlsafe(32)}"
+    with log.open("wb") as out:
+        # -P: a folder named `app` where the user happens to stand is not ours.
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "app.cli", "serve"],
+            env=environment(home, api_key, os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is ours to pass on, once
+        )
+    try:
+        url, gateway_port = _addresses(process, log)
+        yield Server(process, log, url, gateway_port, api_key)
+    except BaseException:
+        with contextlib.suppress(NotSeen):
+            stop(process)
+        raise
+    else:
+        stop(process)
+
+
+def _addresses(process: subprocess.Popen[bytes], log: Path) -> tuple[str, int]:
+    """Wait for what ``serve`` says once it is up, and read the addresses out of it."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        words = [line.split() for line in log.read_text(errors="replace").splitlines()]
+        found = {w[0]: w[1] for w in words if len(w) > 1 and w[0] in {"API", "services"}}
+        if len(found) == 2:
+            return found["API"], int(found["services"].rpartition(":")[2])
+        if process.poll() is not None:
+            raise NotSeen("slipway serve to come up", f"its end with exit code {process.returncode}")
+        time.sleep(0.05)
+    raise NotSeen(f"slipway serve to come up within {START_SECONDS:.0f} s", "it is still starting")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the child and everything below it: SIGTERM, then, past its time, SIGKILL and NotSeen."""
+    below = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    try:
+        code = process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(STOP_SECONDS)
+        code = None
+    _, left = psutil.wait_procs(below, timeout=0 if code is None else 5)
+    for survivor in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            survivor.kill()
+    psutil.wait_procs(left, timeout=5)
+    if code is None:
+        raise NotSeen(f"slipway serve to end within {STOP_SECONDS:.0f} s of SIGTERM", "it had to be killed")
+    if code != 0 or left:
+        names = ", ".join(f"{p.pid}" for p in left) or "none"
+        raise NotSeen("slipway serve to end cleanly", f"exit code {code}, processes left over: {names}")
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Return the living processes below ``pid``."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+@contextlib.contextmanager
+def home() -> Iterator[tuple[Path, bool]]:
+    """Give a SLIPWAY_HOME and whether it is the user's own; a fresh one is removed at the end."""
+    if own := os.environ.get("SLIPWAY_HOME"):
+        yield Path(own).expanduser().absolute(), True
+        return
+    with tempfile.TemporaryDirectory(prefix="slipway-demo-") as folder:
+        yield Path(folder) / "home", False
+
+
+def tail(log: Path) -> str:
+    """Return the last lines of the child's log."""
+    if not log.exists():
+        return ""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
