@@ -30,6 +30,7 @@ from app.services import sweep as services_sweep
 log = structlog.get_logger()
 
 Handler = Callable[[Context, str], Awaitable[object]]
+Runner = Callable[[QueueJob], Awaitable[None]]
 
 HANDLERS: dict[Job, tuple[Handler, float]] = {
     Job.DISPATCH: (dispatch.dispatch, 320),
@@ -61,13 +62,8 @@ async def work(context: Context, database_url: str, *, ready: asyncio.Event | No
     async with _connection(database_url) as connection:
         driver = AsyncpgDriver(connection)
         pgq = PgQueuer(driver, channel=Channel(SETTINGS.channel), queries=queries(driver))
-        bound = [None, *(n for n, p in context.catalog.held.items() if p.traits.host_bound)]
-        for job, (handler, seconds) in HANDLERS.items():
-            for host in bound:
-                name = entrypoint(job, host)
-                pgq.entrypoint(name, accepts_context=False, on_failure="delete")(
-                    _runner(context, name, handler, seconds)
-                )
+        for name, runner in runners(context).items():
+            pgq.entrypoint(name, accepts_context=False, on_failure="delete")(runner)
         run = pgq.qm.run(
             batch_size=10,
             dequeue_timeout=DEQUEUE_TIMEOUT,
@@ -101,7 +97,14 @@ async def _connection(database_url: str) -> AsyncIterator["asyncpg.Connection[as
             await connection.close(timeout=5)
 
 
-def _runner(context: Context, name: str, handler: Handler, seconds: float) -> Callable[[QueueJob], Awaitable[None]]:
+def runners(context: Context) -> dict[str, Runner]:
+    """Return what this process runs, by the queue's name: every job, and a host-bound platform's only where it is held."""
+    bound = [None, *(n for n, p in context.catalog.held.items() if p.traits.host_bound)]
+    named = ((entrypoint(job, host), work) for job, work in HANDLERS.items() for host in bound)
+    return {name: _runner(context, name, handler, seconds) for name, (handler, seconds) in named}
+
+
+def _runner(context: Context, name: str, handler: Handler, seconds: float) -> Runner:
     async def run(job: QueueJob) -> None:
         row_id = (job.payload or b"").decode().partition(":")[0]
         structlog.contextvars.bind_contextvars(job=name, row_id=row_id)

@@ -1,0 +1,348 @@
+"""A platform that is really there, in this process: machines with states, services on real loopback ports.
+
+``Yard`` is the place and what a test looks at; ``Yard.platform()`` is a client of it, as ``app.platforms.base`` wants one,
+so that several control planes can share one yard. ``plan`` holds, per verb, what to do instead of behaving. How a service
+behaves once it is up is up to its program, and that is its variable ``BEHAVE``: see ``Behaviour``.
+"""
+
+import asyncio
+import contextlib
+import itertools
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from app.platforms.base import (
+    Address,
+    BuilderSpec,
+    Found,
+    Inspection,
+    Launched,
+    Listing,
+    LogLine,
+    Phase,
+    Platform,
+    PlatformError,
+    Ref,
+    ServiceRef,
+    ServiceSpec,
+    Size,
+    StartFailed,
+    Traits,
+    Unsupported,
+)
+from app.platforms.catalog import Entry
+
+NAME = "yard"
+TRAITS = Traits(
+    scale_to_zero="manual",
+    idle_signal="requests",
+    exit_codes=True,
+    private_registry=True,
+    own_registry=None,
+    remote=False,
+    max_builders=4,
+    max_idle_seconds=3600,
+    goarch=("amd64",),
+    poll_seconds=0.005,
+)
+LARGEST = Size(cpus=16, memory_mb=65536)
+GATE_SECONDS = 20.0
+
+
+class Behaviour(StrEnum):
+    """What a service's program does when it is started."""
+
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+    """It listens and answers 500."""
+    SILENT = "silent"
+    """It runs and never listens."""
+    CRASHING = "crashing"
+    """It ends at once, with code 3."""
+    HUNGRY = "hungry"
+    """It is ended for its memory."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A misdeed: the call takes effect, and then fails with ``error``."""
+
+    error: PlatformError
+
+
+@dataclass
+class Gate:
+    """A misdeed: the call takes effect, sets ``entered``, and returns only after ``go``."""
+
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def passed(self) -> None:
+        self.entered.set()
+        async with asyncio.timeout(GATE_SECONDS):
+            await self.go.wait()
+
+    async def reached(self) -> None:
+        async with asyncio.timeout(GATE_SECONDS):
+            await self.entered.wait()
+
+
+#: An exception is raised instead of the effect.
+Misdeed = Exception | Lost | Gate
+
+
+@dataclass
+class Machine:
+    """A builder."""
+
+    spec: BuilderSpec
+    handle: str
+    created_at: datetime
+    phase: Phase = Phase.RUNNING
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    words: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Unit:
+    """A release. ``asked`` counts the requests it has answered."""
+
+    spec: ServiceSpec
+    handle: str
+    created_at: datetime
+    phase: Phase = Phase.ASLEEP
+    instance_id: str = ""
+    starts: int = 0
+    asked: int = 0
+    server: asyncio.Server | None = None
+    exit_code: int | None = None
+
+    @property
+    def behaviour(self) -> Behaviour:
+        return Behaviour(self.spec.env.get("BEHAVE", Behaviour.HEALTHY))
+
+    @property
+    def address(self) -> Address | None:
+        if self.server is None:
+            return None
+        return Address(url=f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}", instance_id=self.instance_id)
+
+    async def start(self) -> None:
+        self.starts += 1
+        self.instance_id = f"{self.handle}-{self.starts}"
+        self.exit_code = None
+        match self.behaviour:
+            case Behaviour.CRASHING:
+                self.phase, self.exit_code = Phase.EXITED, 3
+            case Behaviour.HUNGRY:
+                self.phase, self.exit_code = Phase.EXITED, 137
+            case Behaviour.SILENT:
+                self.phase = Phase.RUNNING
+            case _:
+                self.phase = Phase.RUNNING
+                self.server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            self.asked += 1
+            status = "200 OK" if self.behaviour is Behaviour.HEALTHY else "500 Internal Server Error"
+            body = self.instance_id.encode()
+            writer.write(
+                f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            )
+            await writer.drain()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def stop(self, phase: Phase = Phase.ASLEEP) -> None:
+        self.phase = phase
+        if self.server is not None:
+            self.server.close()
+            await self.server.wait_closed()
+            self.server = None
+
+
+@dataclass
+class Yard:
+    """The place: what is there, what was asked of it, and what it shall do wrong."""
+
+    traits: Traits = TRAITS
+    machines: dict[str, Machine] = field(default_factory=dict)
+    units: dict[str, Unit] = field(default_factory=dict)
+    plan: dict[str, deque[Misdeed]] = field(default_factory=lambda: defaultdict(deque))
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    launched: list[str] = field(default_factory=list)
+    """Names in the order in which machines were really made."""
+    complete: bool = True
+    """Whether listings are whole."""
+    age: timedelta = timedelta(0)
+    """How much older things look in listings than they are."""
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def misbehave(self, verb: str, *misdeeds: Misdeed) -> None:
+        self.plan[verb].extend(misdeeds)
+
+    def gate(self, verb: str) -> Gate:
+        gate = Gate()
+        self.plan[verb].append(gate)
+        return gate
+
+    def count(self, verb: str, name: str | None = None) -> int:
+        return sum(1 for v, n in self.calls if v == verb and name in {None, n})
+
+    @contextlib.asynccontextmanager
+    async def doing(self, verb: str, name: str) -> AsyncIterator[None]:
+        """Around the effect of every call: misbehave as planned."""
+        self.calls.append((verb, name))
+        misdeed = self.plan[verb].popleft() if self.plan[verb] else None
+        if isinstance(misdeed, Exception):
+            raise misdeed
+        yield
+        if isinstance(misdeed, Lost):
+            raise misdeed.error
+        if isinstance(misdeed, Gate):
+            await misdeed.passed()
+
+    def handle(self) -> str:
+        return f"h{next(self._numbers)}"
+
+    def platform(self, name: str = NAME) -> Platform:
+        return Platform(name=name, traits=self.traits, builders=YardBuilders(self), services=YardServices(self))
+
+    def entry(self, name: str = NAME) -> Entry:
+        return Entry(name=name, traits=self.traits, configured=True)
+
+    async def close(self) -> None:
+        for unit in self.units.values():
+            await unit.stop()
+
+
+def _fit(size: Size) -> Size:
+    if size.cpus > LARGEST.cpus or size.memory_mb > LARGEST.memory_mb:
+        raise Unsupported(NAME, "fit", f"the largest plan has {LARGEST.cpus} cores and {LARGEST.memory_mb} MB")
+    return Size(cpus=max(1.0, size.cpus), memory_mb=max(256, size.memory_mb), plan="std")
+
+
+class YardBuilders:
+    """See ``app.platforms.base.Builders``."""
+
+    def __init__(self, yard: Yard) -> None:
+        self.yard = yard
+
+    def fit(self, size: Size) -> Size:
+        return _fit(size)
+
+    async def launch(self, spec: BuilderSpec) -> Launched:
+        async with self.yard.doing("launch", spec.name):
+            machine = self.yard.machines.get(spec.name)
+            if machine is None:
+                machine = Machine(spec, self.yard.handle(), datetime.now(UTC))
+                self.yard.machines[spec.name] = machine
+                self.yard.launched.append(spec.name)
+        return Launched(handle=machine.handle, region="here", effective=spec.size)
+
+    async def inspect(self, ref: Ref) -> Inspection:
+        async with self.yard.doing("inspect builder", ref.name):
+            machine = self.yard.machines.get(ref.name)
+        if machine is None:
+            return Inspection(phase=Phase.GONE)
+        return Inspection(
+            phase=machine.phase, handle=machine.handle, exit_code=machine.exit_code, out_of_memory=machine.out_of_memory
+        )
+
+    async def stop(self, ref: Ref) -> None:
+        async with self.yard.doing("stop", ref.name):
+            self.yard.machines.pop(ref.name, None)
+
+    async def list_ours(self, installation: str) -> Listing:
+        async with self.yard.doing("list builders", installation):
+            found = [
+                Found(ref=Ref(name=n, handle=m.handle), created_at=m.created_at - self.yard.age, phase=m.phase)
+                for n, m in self.yard.machines.items()
+                if n.startswith(f"slp-{installation}-")
+            ]
+        return Listing(items=tuple(found), complete=self.yard.complete)
+
+    async def logs(self, ref: Ref, *, limit: int = 200) -> list[LogLine]:
+        async with self.yard.doing("builder logs", ref.name):
+            machine = self.yard.machines.get(ref.name)
+        words = machine.words[-limit:] if machine else []
+        return [LogLine(at=datetime.now(UTC), text=w, stream="platform") for w in words]
+
+
+class YardServices:
+    """See ``app.platforms.base.Services``; a release is the unit that is listed."""
+
+    def __init__(self, yard: Yard) -> None:
+        self.yard = yard
+
+    def fit(self, size: Size) -> Size:
+        return _fit(size)
+
+    async def deploy(self, spec: ServiceSpec) -> Launched:
+        async with self.yard.doing("deploy", spec.release):
+            unit = self.yard.units.get(spec.release)
+            if unit is None:
+                unit = self.yard.units[spec.release] = Unit(spec, self.yard.handle(), datetime.now(UTC))
+                await unit.start()
+        return Launched(handle=unit.handle, region=None, effective=spec.size)
+
+    async def inspect(self, ref: ServiceRef) -> Inspection:
+        async with self.yard.doing("inspect", ref.release):
+            unit = self.yard.units.get(ref.release)
+        if unit is None:
+            return Inspection(phase=Phase.GONE)
+        hungry = unit.phase is Phase.EXITED and unit.behaviour is Behaviour.HUNGRY
+        return Inspection(phase=unit.phase, address=unit.address, exit_code=unit.exit_code, out_of_memory=hungry)
+
+    async def activate(self, ref: ServiceRef) -> None:
+        async with self.yard.doing("activate", ref.release):
+            pass
+
+    async def sleep(self, ref: ServiceRef) -> None:
+        async with self.yard.doing("sleep", ref.release):
+            if unit := self.yard.units.get(ref.release):
+                await unit.stop()
+
+    async def wake(self, ref: ServiceRef) -> Address:
+        async with self.yard.doing("wake", ref.release):
+            unit = self.yard.units.get(ref.release)
+            if unit is None:
+                raise StartFailed(NAME, "wake", "there is no such release")
+            if unit.address is None:
+                await unit.start()
+        if unit.address is None:
+            raise StartFailed(NAME, "wake", "it ended with code 3", reason="crashed_at_start")
+        return unit.address
+
+    async def retire(self, ref: ServiceRef) -> None:
+        async with self.yard.doing("retire", ref.release):
+            if unit := self.yard.units.pop(ref.release, None):
+                await unit.stop(Phase.GONE)
+
+    async def delete(self, ref: ServiceRef) -> None:
+        async with self.yard.doing("delete", ref.service):
+            for name in [n for n, u in self.yard.units.items() if u.spec.service == ref.service]:
+                await self.yard.units.pop(name).stop(Phase.GONE)
+
+    async def list_ours(self, installation: str) -> Listing:
+        async with self.yard.doing("list services", installation):
+            found = [
+                Found(ref=Ref(name=n, handle=u.handle), created_at=u.created_at - self.yard.age, phase=u.phase)
+                for n, u in self.yard.units.items()
+                if n.startswith(f"slp-{installation}-")
+            ]
+        return Listing(items=tuple(found), complete=self.yard.complete)
+
+    async def logs(self, ref: ServiceRef, *, limit: int = 200) -> list[LogLine]:
+        async with self.yard.doing("logs", ref.release):
+            unit = self.yard.units.get(ref.release)
+        if unit is None:
+            return []
+        return [LogLine(at=datetime.now(UTC), text=f"start {n + 1}") for n in range(unit.starts)][-limit:]
