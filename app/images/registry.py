@@ -19,7 +19,7 @@ from app.images.faults import HANDLERS
 from app.images.guard import Authenticate, Guard
 from app.images.reference import is_digest, is_repository, is_tag
 from app.images.tokens import Action, Grants, Scope, TokenAuthority
-from app.images.transfers import Drain, FilePart, Target, parse_range, receive_body, upload_headers
+from app.images.transfers import Drain, FilePart, Target, parse_range, receive_body, settled_offset, upload_headers
 
 _MAX_TAGS = 1000
 
@@ -96,9 +96,10 @@ class _Server:
             return Response(status_code=204)
         if request.method == "PUT":
             return await self._finish(request, name, upload, query.get("digest", ""))
+        target = Target(self.root, name, upload, self.max_bytes)
         if request.method == "PATCH":
-            await receive_body(request, Target(self.root, name, upload, self.max_bytes))
-        offset = await asyncio.to_thread(uploads.offset, self.root, name, upload)
+            await receive_body(request, target)
+        offset = await settled_offset(target)
         status = 202 if request.method == "PATCH" else 204
         return Response(status_code=status, headers=upload_headers(request, offset))
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,6 +21,10 @@ _READ = 256 * 1024
 _WRITE = 1024 * 1024
 #: How long an answer that refuses a body waits for the rest of it, in seconds.
 DRAIN_SECONDS = 10.0
+#: How long a request waits for another one that writes to the same upload, in seconds.
+HOLD_SECONDS = 2.0
+#: How long a body may stand still before its connection counts as cut, in seconds.
+IDLE_SECONDS = 60.0
 
 
 class FilePart(Response):
@@ -109,12 +115,34 @@ class Target:
         return uploads.offset(self.root, self.repository, self.upload)
 
 
+async def hold(to: Target) -> IO[bytes]:
+    """Open an upload for writing; wait a little for whoever has it, who may be a connection that was just cut."""
+    deadline = time.monotonic() + HOLD_SECONDS
+    while True:
+        try:
+            return await asyncio.to_thread(uploads.append_to, to.root, to.repository, to.upload)
+        except Fault as fault:
+            if fault.status != 429 or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.02)
+
+
+async def settled_offset(to: Target) -> int:
+    """Return how far an upload is, once all that has arrived is counted, or after a little while as it is."""
+    try:
+        (await hold(to)).close()
+    except Fault as fault:
+        if fault.status != 429:
+            raise
+    return await asyncio.to_thread(to.offset)
+
+
 async def receive_body(request: Request, to: Target) -> None:
     """Add the request's body to an upload, in bounded memory; what came before a cut stays.
 
     Raises 416 when its Content-Range does not go on from the offset, 413 when it is too much (the upload is gone then).
     """
-    file = await asyncio.to_thread(uploads.append_to, to.root, to.repository, to.upload)
+    file = await hold(to)
     try:
         begin = await asyncio.to_thread(to.offset)
         declared = _declared(request, begin)
@@ -132,7 +160,7 @@ async def _pour(request: Request, file: IO[bytes], to: Target) -> int:
         left = await asyncio.to_thread(to.room)
         if int(request.headers.get("content-length") or 0) > left:
             raise _too_large(to.max_bytes)
-        async for data in request.stream():
+        async for data in _patient(request.stream()):
             buffer += data
             if len(buffer) > left:
                 raise _too_large(to.max_bytes)
@@ -148,6 +176,18 @@ async def _pour(request: Request, file: IO[bytes], to: Target) -> int:
             await asyncio.to_thread(uploads.cancel, to.root, to.repository, to.upload)
         raise
     return file.tell()
+
+
+async def _patient(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    # A peer that vanished without a word would hold the upload for good.
+    while True:
+        try:
+            data = await asyncio.wait_for(anext(stream), IDLE_SECONDS)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise ClientDisconnect from error
+        yield data
 
 
 def _write(file: IO[bytes], buffer: bytearray) -> None:

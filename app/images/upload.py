@@ -18,6 +18,7 @@ Reader = Callable[[int], AsyncGenerator[bytes, None]]
 
 #: Size of a chunk when an upload goes on after a cut; also the most that is held in memory.
 RESUME_CHUNK = 8 * 1024 * 1024
+_PIECE = 128 * 1024
 
 
 @dataclass
@@ -96,19 +97,31 @@ async def _chunks(job: Upload, size: int) -> None:
         async for data in pieces:
             buffer += data
             while len(buffer) >= size:
-                await _patch(job, bytes(buffer[:size]))
-                del buffer[:size]
+                rest = buffer[size:]
+                del buffer[size:]
+                await _patch(job, buffer)
+                buffer = rest
     if buffer:
-        await _patch(job, bytes(buffer))
+        await _patch(job, buffer)
     await _send(job, "PUT", _with_digest(job), {"Content-Length": "0"}, b"")
 
 
-async def _patch(job: Upload, data: bytes) -> None:
+async def _patch(job: Upload, data: bytearray) -> None:
     end = job.sent + len(data)
-    headers = {"Content-Type": "application/octet-stream", "Content-Range": f"{job.sent}-{end - 1}"}
-    response = await _send(job, "PATCH", str(job.location), headers, data)
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Content-Length": str(len(data)),
+        "Content-Range": f"{job.sent}-{end - 1}",
+    }
+    response = await _send(job, "PATCH", str(job.location), headers, _pieces(data))
     _moved(job, response.url, response.headers)
     job.sent = end
+
+
+async def _pieces(data: bytearray) -> AsyncGenerator[bytes, None]:
+    # Not handed over as bytes: httpx ties request and response in a circle, and the body would live until it is broken.
+    for at in range(0, len(data), _PIECE):
+        yield bytes(data[at : at + _PIECE])
 
 
 async def _send(

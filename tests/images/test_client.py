@@ -35,6 +35,10 @@ DATA = noise(3_000_000)
 DIGEST = sha(DATA)
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
 class Sleeps:
     """Notes the waits instead of waiting."""
 
@@ -329,7 +333,7 @@ async def test_a_download_that_never_comes_through_is_given_up(place: Place, tmp
     async with cutting(place.url, down=[0] * 50) as cutter, client(cutter.url, bearer=_pull(place)) as c:
         with pytest.raises(RegistryUnavailable):
             await c.stream_blob("a/b", DIGEST, tmp_path / "x", size=len(DATA))
-    assert list(tmp_path.glob("*x*")) == []
+    assert names(tmp_path) == ["registry"]
 
 
 def _pull(place: Place) -> str:
@@ -347,7 +351,7 @@ async def test_a_blob_that_is_not_what_it_should_be(place: Place, tmp_path: Path
             await c.get_blob("a/b", DIGEST, max_bytes=len(DATA))
         with pytest.raises(ImageInvalid):
             await c.get_manifest("a/b", DIGEST)
-    assert not list(tmp_path.glob("*x*"))
+    assert names(tmp_path) == []
 
 
 async def test_a_tag_whose_digest_header_lies(place: Place) -> None:
@@ -391,7 +395,7 @@ async def test_errors_of_the_server_are_retried_and_then_told(place: Place) -> N
         send, 500, body=json.dumps({"errors": [{"code": "X", "message": "oh"}]}).encode()
     )
     async with place.client(sleep=sleeps) as c:
-        with pytest.raises(RegistryUnavailable, match="500 .* X oh"):
+        with pytest.raises(RegistryUnavailable, match=r"500 .* X oh"):
             await c.get_manifest("a/b", "v1")
     assert len(sleeps.seconds) == 4
     assert all(0.1 <= s <= 2 for s in sleeps.seconds)
@@ -461,7 +465,7 @@ def test_credentials_never_go_the_plain_way() -> None:
     assert (
         str(ask("https://auth.example/t?x=1", "https://r.example").url) == "https://auth.example/t?x=1&scope=a&scope=b"
     )
-    assert ask("http://r.example:81/t", "http://r.example")
+    assert ask("http://r.example:81/t", "http://r.example").url.port == 81
     for realm, registry in (
         ("http://r.example/t", "https://r.example"),
         ("http://evil.example/t", "http://r.example"),

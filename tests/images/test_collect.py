@@ -203,18 +203,18 @@ def test_an_empty_root(tmp_path: Path) -> None:
     assert run(tmp_path / "none") == Collected()
 
 
-def test_thousands_of_repositories(tmp_path: Path) -> None:
+def test_many_repositories(tmp_path: Path) -> None:
     """Written directly: what is measured is the walk, which must not be more than linear."""
     what = image()
     keep = set()
-    for n in range(2000):
+    for n in range(600):
         folder = tmp_path / "a" / f"run-{n}"
         (folder / "blobs/sha256").mkdir(parents=True)
         for data in (*what.blobs, what.manifest):
             (folder / "blobs/sha256" / sha(data)[7:]).write_bytes(data)
         entry = f'{{"mediaType":"{MANIFEST}","digest":"{what.digest}","size":{len(what.manifest)}}}'
         (folder / "index.json").write_text(f'{{"manifests":[{entry}]}}')
-        if n % 100:
+        if n % 30:
             keep.add((f"a/run-{n}", what.digest))
     age(tmp_path)
     begin = time.monotonic()
