@@ -24,7 +24,7 @@ from app.platforms.catalog import Catalog, Entry
 from app.services import sleep_wake
 from tests.gateway.machines import NAME, TRAITS, Machines, add_service, manual_context, platform, status_of
 from tests.gateway.support import comes_true, connected, problem_of
-from tests.support.waiting import free_port
+from tests.support.waiting import eventually, free_port
 
 ASLEEP, RUNNING = ServiceStatus.ASLEEP, ServiceStatus.RUNNING
 
@@ -99,6 +99,22 @@ async def test_many_callers_one_start_and_warm_ones_ask_nobody(world: World) -> 
     warm = asyncio.ensure_future(routes.ready(route))
     await asyncio.sleep(0)
     assert warm.done()
+
+
+async def test_a_caller_that_leaves_does_not_stop_the_start_others_wait_for(world: World) -> None:
+    await add_service(world.context, "echo", idle_seconds=60)
+    routes, _ = world.gateway()
+    route = await found(routes)
+    routes.entered(route)
+    world.machines.may_start.clear()
+    hasty = asyncio.create_task(routes.ready(route))
+    await eventually(lambda: world.machines.machines)  # the platform has been asked
+    patient = asyncio.create_task(routes.ready(route))
+    hasty.cancel()
+    await asyncio.wait([hasty])
+    world.machines.may_start.set()
+    assert (await patient).instance_id == world.machines.only.instance_id
+    assert world.machines.only.starts == 1
 
 
 async def test_a_rollout_is_seen_once_the_address_is_not_fresh(world: World) -> None:

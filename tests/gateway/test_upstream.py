@@ -292,7 +292,14 @@ async def test_an_early_answer_reaches_a_client_that_is_still_sending() -> None:
 
     async with upstream(early) as a, gateway(a=a) as server, connected(server.port) as client:
         client.get("a.localhost", "/", "POST", "Content-Length: 50000000")
-        client.send(bytes(1_000_000))
+        client.send(bytes(16_000_000))
+        transport = client.writer.transport
+        transport.pause_reading()  # type: ignore[attr-defined]
+        await eventually(lambda: not server.connections)
+        # Closed with bytes unread, the connection would have been reset, and the answer lost to whoever still writes.
+        assert transport.get_write_buffer_size() == 0
+        assert not transport.is_closing()
+        transport.resume_reading()  # type: ignore[attr-defined]
         assert (await client.answer("POST")).status == 413
         assert await client.rest_of_it() == b""
 
