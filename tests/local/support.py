@@ -1,5 +1,7 @@
 """What the tests of the local platform share."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from app.platforms import local
@@ -35,7 +37,9 @@ class Machine:
         await self.platform.aclose()
 
 
-def builder_spec(script: str = STAYS, *, memory_mb: int = 256, seconds: float = 120.0, **env: str) -> BuilderSpec:
+def builder_spec(
+    script: str = STAYS, *, memory_mb: int = 256, seconds: float = 120.0, env: Mapping[str, str] = MappingProxyType({})
+) -> BuilderSpec:
     return BuilderSpec(
         name=name("run"),
         env={"SCRIPT": script, "SLIPWAY_RUN_TOKEN": "slr.token", **env},

@@ -31,9 +31,13 @@ class Toolbox:
     go: Path
     gocache: Path
 
-    def home(self, folder: Path) -> Path:
-        """Make a SLIPWAY_HOME that has the seed already."""
-        shutil.copytree(self.seed_home / "local/seed", folder / "local/seed", copy_function=os.link)
+    def home(self, folder: Path, *, seeded: bool = False) -> Path:
+        """Make a SLIPWAY_HOME whose seed is there, or is an empty folder for tests that compile nothing."""
+        seed = next((self.seed_home / "local/seed").glob("seed-*"))
+        if seeded:
+            shutil.copytree(seed, folder / "local/seed" / seed.name, copy_function=os.link)
+        else:
+            (folder / "local/seed" / seed.name).mkdir(parents=True)
         return folder
 
 
@@ -106,9 +110,7 @@ async def push(
         headers = {"Content-Type": str(manifest["mediaType"])}
         put = await http.put(f"{place.url}/v2/{repository}/manifests/{digest(body)}", content=body, headers=headers)
         assert put.status_code == 201, put.text
-    return ImageRef(
-        registry=place.url, repository=repository, digest=digest(body), username=USER[0], password=USER[1]
-    )
+    return ImageRef(registry=place.url, repository=repository, digest=digest(body), username=USER[0], password=USER[1])
 
 
 def httpx_url(base: str, location: str) -> str:

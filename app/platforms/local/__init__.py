@@ -1,8 +1,8 @@
 """The platform that is this machine: builders and services as sandboxed processes.
 
-It belongs to one process at a time, which holds ``<home>/local/lock``; what a killed owner leaves is adopted or ended by
-the next. Memory is limited by a watch and by resource limits, processor time by hints. Sandboxes share the host's network,
-so ``local`` is no boundary between tenants: it is for one person's machine, for development and for tests.
+It belongs to one process at a time, which holds ``<home>/local/lock``; what a killed owner leaves is adopted or ended
+by the next. Memory is limited by a watch and by resource limits, processor time by hints. Sandboxes share the host's
+network, so ``local`` is no boundary between tenants: it is for one person's machine, for development and for tests.
 """
 
 import asyncio
@@ -180,8 +180,8 @@ def create(
 ) -> LocalPlatform:
     """Return the platform, not yet started. ``key`` is the installation's secret key, at least 32 bytes.
 
-    ``program`` are the words after the Python interpreter that make a builder; ``fault`` is called at the points where a
-    crash test may kill this process: local.intent, local.spawn, local.record, local.gate, local.running.
+    ``program`` are the words after the Python interpreter that make a builder; ``fault`` is called at the points where
+    a crash test may kill this process: local.intent, local.spawn, local.record, local.gate, local.running.
     """
     return LocalPlatform(
         settings,

@@ -21,7 +21,7 @@ import secrets
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -184,10 +184,11 @@ class Processes:
         self._status(record.name).unlink(missing_ok=True)
         status = os.open(self._status(record.name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         info, info_end = os.pipe()
+        variables = variables_file(command.env)
         try:
-            words = [*command.sandbox, "--json-status-fd", str(status), "--info-fd", str(info_end)]
-            argv = [*words, "--block-fd", str(gate), "--", *command.argv]
-            record.pid = self._spawner.popen(argv, command.env, (status, info_end, gate), log, None)
+            words = [*command.sandbox, "--args", str(variables), "--json-status-fd", str(status)]
+            argv = [*words, "--info-fd", str(info_end), "--block-fd", str(gate), "--", *command.argv]
+            record.pid = self._spawner.popen(argv, {}, (variables, status, info_end, gate), log, None)
             os.close(info_end)
             info_end = -1
             self._fault("local.record")
@@ -199,7 +200,7 @@ class Processes:
             os.write(gate, b"1")
             self._fault("local.running")
         finally:
-            for descriptor in (gate, status, info, *([info_end] if info_end >= 0 else [])):
+            for descriptor in (gate, status, info, variables, *([info_end] if info_end >= 0 else [])):
                 os.close(descriptor)
 
     def _start_plain(self, command: Command, record: Record, log: int) -> None:
@@ -420,6 +421,18 @@ class Processes:
             write_json(path, {"prefix": self.prefix})
         else:
             self.prefix = known["prefix"]
+
+
+def variables_file(env: Mapping[str, str]) -> int:
+    """Return an open file that tells bubblewrap the program's environment.
+
+    Its own environment and command line stay empty of it: the sandbox's first process shows those to all in the sandbox.
+    """
+    descriptor = os.memfd_create("slipway")
+    words = [word for name, value in env.items() for word in ("--setenv", name, value)]
+    os.write(descriptor, b"".join(os.fsencode(word) + b"\0" for word in words))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def is_same(pid: int | None, start: int | None) -> bool:

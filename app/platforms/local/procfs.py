@@ -104,7 +104,7 @@ def _carries(pid: int, wanted: bytes) -> bool:
 def listening(tree: Iterable[int], ports: Iterable[int]) -> tuple[str, int] | None:
     """Return host and port of a TCP socket on one of ``ports``, in order, that one of these processes listens on.
 
-    Goes by the socket's inode among the open files of the process, so that a stranger on the port is never taken for it.
+    Goes by the socket's inode among the open files of the process, so a stranger on the port is never taken for it.
     """
     held: set[str] = set()
     first: int | None = None

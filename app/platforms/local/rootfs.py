@@ -1,15 +1,17 @@
 """Images as folders: pulled by digest, every digest checked, unpacked without a way out.
 
-``images/<hex>/rootfs`` and ``images/<hex>/config.json`` appear by one rename and are shared by all releases of that image.
+``images/<hex>/rootfs`` and ``images/<hex>/config.json`` appear by one rename; all releases of that image share it.
 Sources: OCI image-spec manifest.md, config.md, layer.md (media types, ``rootfs.diff_ids``, white-outs).
 """
 
 import asyncio
+import functools
 import gzip
 import hashlib
 import json
 import os
 import secrets
+import ssl
 import stat
 import tarfile
 import zlib
@@ -17,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
+
+import httpx
 
 from app.images.client import Registry
 from app.images.errors import ImageInvalid, ImageNotFound, RegistryDenied, RegistryError, RegistryUnavailable
@@ -77,7 +81,10 @@ class Images:
         draft = self._folder / f".draft-{secrets.token_hex(6)}"
         draft.mkdir(mode=0o711)
         try:
-            async with Registry(ref.registry, username=ref.username, password=ref.password) as registry:
+            transport = httpx.AsyncHTTPTransport(verify=await asyncio.to_thread(_tls))
+            async with Registry(
+                ref.registry, username=ref.username, password=ref.password, transport=transport
+            ) as registry:
                 found = await registry.get_manifest(ref.repository, ref.digest)
                 manifest = json.loads(found.body)
                 if manifest.get("mediaType", found.media_type) not in MANIFESTS:
@@ -118,6 +125,12 @@ class Images:
         """Remove what a killed predecessor left half made. Blocks."""
         for path in self._folder.glob(".draft-*"):
             remove_tree(path)
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Read the CA certificates once: it takes longer than pulling a small image."""
+    return httpx.create_ssl_context()
 
 
 def _translated(error: RegistryError) -> PlatformError:
@@ -189,18 +202,18 @@ class Unpacking:
         if not parts:
             return
         target = self._below(parts)
-        if parts[-1] == ".wh..wh..opq":
-            for child in target.parent.iterdir():
-                remove_tree(child)
-            return
         if parts[-1].startswith(".wh."):
-            remove_tree(target.with_name(parts[-1][4:]))
-            return
-        if member.isdir():
+            hidden = target.parent.iterdir() if parts[-1] == ".wh..wh..opq" else [target.with_name(parts[-1][4:])]
+            for path in list(hidden):
+                remove_tree(path)
+        elif member.isdir():
             self._clear(target, keep_folder=True)
             target.mkdir(exist_ok=True)
             target.chmod(0o755)
-            return
+        else:
+            self._put(archive, member, target)
+
+    def _put(self, archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
         self._clear(target, keep_folder=False)
         if member.issym():
             target.symlink_to(member.linkname)
