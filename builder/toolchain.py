@@ -55,7 +55,11 @@ async def find_toolchain(environment: Environment) -> Toolchain:
 
 
 async def _probe(cwd: Path) -> Isolation:
-    return "netns" if (await run_child(_launcher(), env={}, cwd=cwd)).code == 0 else "goproxy_off"
+    try:
+        return "netns" if (await run_child(_launcher(), env={}, cwd=cwd)).code == 0 else "goproxy_off"
+    except OSError:
+        # An account that may not start this very Python again can't launch anything by it.
+        return "goproxy_off"
 
 
 def _launcher() -> list[str]:

@@ -216,3 +216,20 @@ async def test_a_link_in_the_archive(bench: Bench) -> None:
     bench.plane.source = out.getvalue()
     assert await bench.run() == Exit.SOURCE
     assert bench.reason() == "source_rejected"
+
+
+async def test_a_fault_of_our_own_is_reported_as_one(bench: Bench) -> None:
+    bench.plane.orders["image"] = {"repository": "r/x", "port": 1, "created": 10**30, "labels": {}}
+    assert await bench.run() == Exit.BUILDER
+    assert bench.reason() == "internal_error"
+    assert "Traceback" in bench.plane.text
+
+
+async def test_what_a_predecessor_left_is_not_built(bench: Bench) -> None:
+    environ = bench.environ()
+    work = Path(environ["SLIPWAY_WORK"])
+    await asyncio.to_thread((work / "source").mkdir)
+    await asyncio.to_thread((work / "source" / "old.go").write_text, "package broken\n")
+    await asyncio.to_thread((work / "agent").write_text, "old")
+    await asyncio.to_thread((work / "link").symlink_to, "/etc")
+    assert await bench.run(SLIPWAY_WORK=str(work)) == Exit.DONE
