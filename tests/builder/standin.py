@@ -1,8 +1,9 @@
 """A control plane and a registry as the builder sees them: real HTTP on a loopback socket, stateful, strict.
 
 It keeps to ``docs/builder-protocol.md`` and to the OCI distribution spec, checks every token, signature and digest, and
-can be told to misbehave: ``plan`` holds, per path, what to do instead of answering. Over the usual length so that the whole of the
-other side can be read in one place.
+can be told to misbehave: ``plan`` holds, per path, what to do instead of answering.
+
+Over the usual length, so that the whole of the other side can be read in one place.
 """
 
 import asyncio
