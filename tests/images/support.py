@@ -23,6 +23,7 @@ from starlette.types import Scope as AsgiScope
 from app.images.client import Registry
 from app.images.registry import create_registry
 from app.images.tokens import ACTIONS, Action, Grants, Scope, TokenAuthority
+from tests.support.waiting import eventually
 
 KEY = bytes(range(32))
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -47,12 +48,14 @@ async def serving(app: ASGIApp) -> AsyncGenerator[str, None]:
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
-        # Connections that were just closed are noticed in a turn or two; without that, shutdown waits 0.1 s for them.
-        for _ in range(50):
-            if not server.server_state.connections:
-                break
-            await asyncio.sleep(0)
-        await server.shutdown()
+        # Like `Server.shutdown`, which sleeps 0.1 s whatever there is to wait for.
+        for listener in server.servers:
+            listener.close()
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
+        await eventually(lambda: not server.server_state.connections and not server.server_state.tasks)
+        for listener in server.servers:
+            await listener.wait_closed()
 
 
 @dataclass

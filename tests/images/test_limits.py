@@ -97,7 +97,7 @@ async def test_a_body_that_stands_still_counts_as_cut(place: Place, monkeypatch:
         async def arrived() -> bool:
             return (await http.get(place.url + location)).headers["range"] == "0-999"
 
-        assert await eventually(arrived)
+        _: bool = await eventually(arrived)
         still.set()
         await asyncio.gather(request, return_exceptions=True)
         assert (await http.patch(place.url + location, content=b"y")).headers["range"] == "0-1000"
