@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.context import Context
 from app.errors import Refusal, unavailable
-from app.gateway.leases import Leases, describe
+from app.gateway.leases import Leases, describe, one_row
 from app.gateway.routes import Route
 from app.lifecycle import ServiceStatus
 from app.models import Service
@@ -81,8 +81,8 @@ class RowRoutes:
             Service.host == label, Service.deleted_at.is_(None)
         )
         try:
-            async with asyncio.timeout(LOOK_SECONDS), self._context.sessions() as session:
-                row = (await session.execute(statement)).one_or_none()
+            async with asyncio.timeout(LOOK_SECONDS):
+                row = await one_row(self._context.sessions, statement)
         except _DATABASE_ERRORS as error:
             if before is None:
                 raise _no_database(error) from error
@@ -148,8 +148,7 @@ class RowRoutes:
         statement = select(Service.address, Service.instance_id).where(
             Service.id == service_id, Service.status == ServiceStatus.RUNNING
         )
-        async with self._context.sessions() as session:
-            row = (await session.execute(statement)).one_or_none()
+        row = await one_row(self._context.sessions, statement)
         if row is None or row.address is None or row.instance_id is None:
             return None
         return Address(url=row.address, instance_id=row.instance_id)
