@@ -14,6 +14,7 @@ from app import db, jobs
 from app.context import Context
 from app.embedded.postgres import EmbeddedPostgres
 from app.gateway.run import serve_gateway
+from app.life import show_life
 from app.main import create_app, ensure_key, open_context
 from app.settings import Settings
 
@@ -97,7 +98,7 @@ async def api(settings: Settings, announce: Announce) -> None:
             async with context.sessions.begin() as session:
                 key = await ensure_key(session, settings)
             up = _Up(1, lambda: announce(Started(settings, key.made, url)))
-            await until_stopped({"api": _api(context, listener, up)})
+            await until_stopped({"api": _api(context, listener, up), "registry": jobs.tidy_registry(context)})
 
 
 async def gateway(settings: Settings, announce: Announce) -> None:
@@ -116,7 +117,8 @@ async def worker(settings: Settings, announce: Announce, *, hold_local: bool) ->
         waiter = asyncio.create_task(ready.wait())
         waiter.add_done_callback(lambda t: None if t.cancelled() else announce(Started(settings, None, url)))
         try:
-            await until_stopped({"worker": jobs.work(context, url, ready=ready)})
+            work = jobs.work(context, url, ready=ready, host_bound_only=hold_local)
+            await until_stopped({"worker": work, "sign of life": show_life(context, ready)})
         finally:
             waiter.cancel()
 
