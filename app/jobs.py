@@ -53,16 +53,19 @@ RECONCILE_LOCK = 0x736C7072
 SWEEP_LOCK = 0x736C7073
 
 
-async def work(context: Context, database_url: str, *, ready: asyncio.Event | None = None) -> None:
+async def work(
+    context: Context, database_url: str, *, ready: asyncio.Event | None = None, host_bound_only: bool = False
+) -> None:
     """Run a worker until it is canceled; raises when the database goes away.
 
-    Takes the jobs of every platform, and those of a host-bound platform only where this process holds it.
+    Takes the jobs of every platform, and those of a host-bound platform only where this process holds it; with
+    ``host_bound_only`` no others, since ``worker --local`` is not told what the other platforms need.
     """
     logging.getLogger("pgqueuer").setLevel(logging.WARNING)
     async with _connection(database_url) as connection:
         driver = AsyncpgDriver(connection)
         pgq = PgQueuer(driver, channel=Channel(SETTINGS.channel), queries=queries(driver))
-        for name, runner in runners(context).items():
+        for name, runner in runners(context, host_bound_only=host_bound_only).items():
             pgq.entrypoint(name, accepts_context=False, on_failure="delete")(runner)
         run = pgq.qm.run(
             batch_size=10,
@@ -97,9 +100,10 @@ async def _connection(database_url: str) -> AsyncIterator["asyncpg.Connection[as
             await connection.close(timeout=5)
 
 
-def runners(context: Context) -> dict[str, Runner]:
+def runners(context: Context, *, host_bound_only: bool = False) -> dict[str, Runner]:
     """Return what this process runs, by the queue's name: every job, and a host-bound platform's only where it is held."""
-    bound = [None, *(n for n, p in context.catalog.held.items() if p.traits.host_bound)]
+    held = [n for n, p in context.catalog.held.items() if p.traits.host_bound]
+    bound = held if host_bound_only else [None, *held]
     named = ((entrypoint(job, host), work) for job, work in HANDLERS.items() for host in bound)
     return {name: _runner(context, name, handler, seconds) for name, (handler, seconds) in named}
 
@@ -153,9 +157,24 @@ async def sweep(context: Context) -> None:
 async def keep(context: Context) -> None:
     """Remove what is past its keeping, from the database and from the embedded registry."""
     await retention.keep(context)
+    await collect_images(context)
+
+
+async def collect_images(context: Context) -> None:
+    """Remove what no row knows from the embedded registry on this process's disk."""
     async with context.sessions() as session:
         kept = await retention.kept_images(session)
     await context.images.collect(kept, UNNAMED_IMAGES, limit=500)
+
+
+async def tidy_registry(context: Context) -> None:
+    """Go on collecting, whatever happens: in a split installation the API's disk is one that no worker sees."""
+    while True:
+        try:
+            await collect_images(context)
+        except Exception:
+            log.exception("the registry could not be tidied; the next pass starts afresh")
+        await asyncio.sleep(RETENTION_SECONDS)
 
 
 async def _mine(session: AsyncSession, key: int) -> bool:
