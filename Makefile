@@ -51,6 +51,7 @@ lock:            ## lock the dependencies anew (needs uv)
 	$(LOCK) pyproject.toml --extra local -o requirements/local.txt
 	$(LOCK) pyproject.toml --extra local --extra dev -o requirements/dev.txt
 	$(LOCK) builder/requirements.in -o requirements/builder.txt
+	$(LOCK) requirements/build.in -o requirements/build.txt
 
 clean:           ## remove what the other targets made here
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .coverage*
