@@ -130,7 +130,8 @@ def check_target(context: Context, request: BuildRequest) -> tuple[str, list[str
     check_size(context, builder, size, "builder", strict=request.strict, warnings=warnings, builders=True)
     if request.build.goarch not in entry.traits.goarch and request.service is None:
         pass  # cross-compiling is Go's daily bread; only running it matters
-    if isinstance(request.source, GitSource) and builder == "local" and shutil.which("git") is None:
+    own = builder == "local" and context.platform(builder) is not None  # else its process knows, and its builder says it
+    if isinstance(request.source, GitSource) and own and shutil.which("git") is None:
         raise invalid("source.kind", "this installation's builders have no git; send files or an archive instead")
     if request.service is not None:
         check_service(context, request.platform, request.service, strict=request.strict, warnings=warnings)
