@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,7 +18,7 @@ from app.images.faults import HANDLERS
 from app.images.guard import Authenticate, Guard
 from app.images.reference import is_digest, is_repository, is_tag
 from app.images.tokens import Action, Grants, Scope, TokenAuthority
-from app.images.transfers import Drain, FilePart, Target, parse_range, receive_body, settled_offset, upload_headers
+from app.images.transfers import FilePart, Target, parse_range, receive_body, settled_offset, upload_headers
 
 _MAX_TAGS = 1000
 
@@ -50,7 +49,6 @@ def create_registry(
             Route("/{name:path}/tags/list", server.tags, methods=["GET"]),
             Route("/{name:path}/referrers/{digest}", server.referrers, methods=["GET"]),
         ],
-        middleware=[Middleware(Drain)],
         exception_handlers=HANDLERS,
     )
 

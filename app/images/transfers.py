@@ -10,7 +10,7 @@ from typing import IO
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from app.images import uploads
 from app.images.errors import Fault
@@ -19,8 +19,6 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d+)-(\d+)(?:/.*)?")
 _READ = 256 * 1024
 _WRITE = 1024 * 1024
-#: How long an answer that refuses a body waits for the rest of it, in seconds.
-DRAIN_SECONDS = 10.0
 #: How long a request waits for another one that writes to the same upload, in seconds.
 HOLD_SECONDS = 2.0
 #: How long a body may stand still before its connection counts as cut, in seconds.
@@ -46,38 +44,6 @@ class FilePart(Response):
                 self._left -= len(data)
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
-
-
-class Drain:
-    """ASGI: before an error is answered, the rest of the request's body is read and dropped.
-
-    A server that closes on unread bytes resets the connection, and the client may never see the answer.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on, but for that."""
-        over = scope["type"] != "http"
-
-        async def watched() -> Message:
-            nonlocal over
-            message = await receive()
-            over = over or not message.get("more_body", False)
-            return message
-
-        async def draining(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                try:
-                    async with asyncio.timeout(DRAIN_SECONDS):
-                        while not over:
-                            await watched()
-                except TimeoutError:
-                    pass
-            await send(message)
-
-        await self._app(scope, watched, draining)
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:

@@ -116,6 +116,16 @@ async def test_a_push_that_skips_blobs_it_was_told_of_is_safe(place: Place) -> N
     assert whole(place.root, "a/b", what)
 
 
+async def test_a_manifest_that_was_asked_for_is_safe(place: Place) -> None:
+    what = image()
+    put(place.root, "a/b", what)
+    age(place.root)
+    async with place.client() as c:
+        assert await c.head_manifest("a/b", what.digest) == what.digest
+    assert collect(place.root, set(), HOUR, 1000).manifests == 0
+    assert whole(place.root, "a/b", what)
+
+
 def test_a_collection_waits_for_who_holds_the_repository(tmp_path: Path) -> None:
     put(tmp_path, "a/b", image())
     age(tmp_path)

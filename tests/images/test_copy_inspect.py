@@ -1,11 +1,13 @@
 """Carrying images between registries, and looking at them."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from app.images import layout
 from app.images.copy import Copied, copy
@@ -18,6 +20,7 @@ from tests.images.support import (
     USER,
     Image,
     Place,
+    answer,
     client,
     collected,
     cutting,
@@ -117,6 +120,20 @@ async def test_what_is_missing_or_changed_is_not_copied(place: Place, other: Pla
             await copy(source, "a/b", "latest", target, "a/b")
         # The manifest goes last, so the target never had the image.
         assert await target.head_manifest("a/b", what.digest) is None
+
+
+async def test_a_target_that_keeps_something_else_is_found_out(place: Place, other: Place) -> None:
+    what = image()
+    async with place.client() as source, other.client() as target:
+        await push(source, "a/b", what)
+
+        def forget(scope: AsgiScope, receive: Receive, send: Send) -> Awaitable[None] | None:
+            asked = scope["method"] == "GET" and "/manifests/" in scope["path"]
+            return answer(send, 200, body=b"{}") if asked else None
+
+        other.meddle = forget
+        with pytest.raises(ImageInvalid, match="another manifest"):
+            await copy(source, "a/b", what.digest, target, "a/b")
 
 
 async def test_disk_and_http_say_the_same(place: Place) -> None:

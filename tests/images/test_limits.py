@@ -43,6 +43,22 @@ async def test_the_client_hears_of_the_limit(tmp_path: Path) -> None:
                 await c.upload_blob("a/b", sha(data), len(data), reader(data), chunk_bytes=chunk)
 
 
+async def test_who_sends_all_before_reading_hears_of_it_too(tmp_path: Path) -> None:
+    """A server that closes on what it has not read resets the connection under its answer."""
+    async with registry(tmp_path, max_bytes=MAX) as place:
+        url = httpx.URL(place.url)
+        reader_, writer = await asyncio.open_connection(url.host, url.port)
+        size, bearer = 30_000_000, place.bearer("a/b")["Authorization"]
+        head = f"POST /v2/a/b/blobs/uploads/?digest={sha(b'')} HTTP/1.1\r\nHost: x\r\nAuthorization: {bearer}\r\n"
+        writer.write(f"{head}Content-Length: {size}\r\n\r\n".encode())
+        for _ in range(size // 100_000):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+        assert b" 413 " in await reader_.readline()
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_a_repository_has_a_largest_size(tmp_path: Path) -> None:
     one, two = noise(600_000, 1), noise(600_000, 2)
     async with registry(tmp_path, max_bytes=MAX) as place, place.http("a/b") as http, place.http("a/c") as other:
@@ -83,7 +99,6 @@ def test_the_number_of_blobs_is_bounded(tmp_path: Path, monkeypatch: pytest.Monk
 
 async def test_a_body_that_stands_still_counts_as_cut(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfers, "IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(transfers, "DRAIN_SECONDS", 0.05)
     still = asyncio.Event()
 
     async def stuck() -> AsyncGenerator[bytes, None]:
@@ -112,6 +127,16 @@ async def test_a_second_writer_waits_and_is_then_sent_away(place: Place, monkeyp
             assert (busy.status_code, busy.headers["retry-after"]) == (429, "1")
             assert (await http.get(place.url + location)).headers["range"] == "0-0"
         assert (await http.patch(place.url + location, content=b"x")).status_code == 202
+
+
+async def test_a_second_writer_gets_its_turn(place: Place) -> None:
+    async with place.http("a/b") as http:
+        location = (await http.post("/a/b/blobs/uploads/")).headers["location"]
+        with uploads.append_to(place.root, "a/b", location.rsplit("/", 1)[1]):
+            waiting = asyncio.create_task(http.patch(place.url + location, content=b"x"))
+            done, _ = await asyncio.wait({waiting}, timeout=0.3)
+            assert not done
+        assert (await waiting).status_code == 202
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
