@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from app.models import Installation
+from app.outbox import OutboxSession
 from app.secrets import Keyring, KeysError
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -61,7 +62,7 @@ def create_engine(url: str, *, pool_size: int = 10) -> AsyncEngine:
 
 def create_sessions(engine: AsyncEngine) -> Sessions:
     """Make the session factory; rows stay readable after the commit and nothing loads lazily."""
-    return async_sessionmaker(engine, expire_on_commit=False)
+    return async_sessionmaker(engine, expire_on_commit=False, sync_session_class=OutboxSession)
 
 
 @asynccontextmanager

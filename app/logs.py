@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 
 def configure(level: str = "info", style: str = "auto") -> None:
@@ -17,9 +18,13 @@ def configure(level: str = "info", style: str = "auto") -> None:
     ]
     render: list[Any]
     if as_text:
-        render = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        render = [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     else:
-        render = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        # Without the frames' locals: they hold what a log must never hold.
+        plain = ExceptionDictTransformer(show_locals=False)
+        render = [structlog.processors.ExceptionRenderer(plain), structlog.processors.JSONRenderer()]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

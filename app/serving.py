@@ -79,9 +79,9 @@ async def serve(settings: Settings, announce: Announce) -> None:
             async with open_context(settings, url, hold_local=True) as context:
                 async with context.sessions.begin() as session:
                     key = await ensure_key(session, settings)
-                up = _Up(3, lambda: announce(Started(settings, key.made, url)))
+                up = Up(3, lambda: announce(Started(settings, key.made, url)))
                 parts: dict[str, Awaitable[None]] = {
-                    "api": _api(context, api_socket, up),
+                    "api": api_part(context, api_socket, up),
                     "gateway": _gateway(context, gateway_socket, up),
                     "worker": supervised(context, url, up),
                 }
@@ -97,8 +97,8 @@ async def api(settings: Settings, announce: Announce) -> None:
         async with _outside(settings) as (context, url):
             async with context.sessions.begin() as session:
                 key = await ensure_key(session, settings)
-            up = _Up(1, lambda: announce(Started(settings, key.made, url)))
-            await until_stopped({"api": _api(context, listener, up), "registry": jobs.tidy_registry(context)})
+            up = Up(1, lambda: announce(Started(settings, key.made, url)))
+            await until_stopped({"api": api_part(context, listener, up), "registry": jobs.tidy_registry(context)})
 
 
 async def gateway(settings: Settings, announce: Announce) -> None:
@@ -106,7 +106,7 @@ async def gateway(settings: Settings, announce: Announce) -> None:
     with bind(settings.gateway_host, settings.gateway_port, "GATEWAY_PORT") as listener:
         settings = settings.model_copy(update={"gateway_port": listener.getsockname()[1]})
         async with _outside(settings) as (context, url):
-            up = _Up(1, lambda: announce(Started(settings, None, url)))
+            up = Up(1, lambda: announce(Started(settings, None, url)))
             await until_stopped({"gateway": _gateway(context, listener, up)})
 
 
@@ -138,13 +138,14 @@ async def _outside(settings: Settings, *, hold_local: bool = False) -> AsyncIter
         yield context, url
 
 
-class _Up:
+class Up:
     """Counts the parts that are up and says so once when all are."""
 
     def __init__(self, parts: int, say: Callable[[], None]) -> None:
         self._left, self._say = parts, say
 
     def one(self) -> None:
+        """Note that one more part is up."""
         self._left -= 1
         if self._left == 0:
             self._say()
@@ -153,7 +154,7 @@ class _Up:
 class _Server(uvicorn.Server):
     """Tells when it is up; the signals are ours."""
 
-    def __init__(self, config: uvicorn.Config, up: _Up) -> None:
+    def __init__(self, config: uvicorn.Config, up: Up) -> None:
         super().__init__(config)
         self._up = up
 
@@ -167,7 +168,8 @@ class _Server(uvicorn.Server):
         self._up.one()
 
 
-async def _api(context: Context, listener: socket.socket, up: _Up) -> None:
+async def api_part(context: Context, listener: socket.socket, up: Up) -> None:
+    """Serve the API on a socket that is bound already, until canceled."""
     config = uvicorn.Config(
         create_app(context),
         log_config=None,
@@ -188,14 +190,14 @@ async def _api(context: Context, listener: socket.socket, up: _Up) -> None:
         raise
 
 
-async def _gateway(context: Context, listener: socket.socket, up: _Up) -> None:
+async def _gateway(context: Context, listener: socket.socket, up: Up) -> None:
     host, port = context.settings.gateway_host, context.settings.gateway_port
     async with serve_gateway(context, host=host, port=port, listener=listener, grace_seconds=SHUTDOWN_SECONDS):
         up.one()
         await asyncio.Event().wait()
 
 
-async def supervised(context: Context, database_url: str, up: _Up | None = None) -> None:
+async def supervised(context: Context, database_url: str, up: Up | None = None) -> None:
     """Run a worker and start it again whenever it leaves, with a pause that grows while it keeps leaving."""
     failures, told = 0, False
     loop = asyncio.get_running_loop()

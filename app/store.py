@@ -4,7 +4,7 @@
 starts again from the row.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import func, insert, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,9 +21,11 @@ from app.lifecycle import (
     is_terminal,
     may_follow,
 )
-from app.models import Build, Event, Release, Run, Service
+from app.models import Build, Release, Run, Service
+from app.outbox import add_event
 
 Row = Build | Run | Release | Service
+R = TypeVar("R", Build, Run, Release)
 
 _STAMPS: dict[type[Status], dict[Status, str]] = {
     BuildStatus: {
@@ -43,6 +45,11 @@ _STAMPS: dict[type[Status], dict[Status, str]] = {
     },
     ServiceStatus: dict.fromkeys(ServiceStatus, "status_at"),
 }
+
+
+async def add(session: AsyncSession, model: type[R], **values: Any) -> R:
+    """Insert a row and return it whole, with what the database filled in: one statement."""
+    return (await session.execute(insert(model).values(**values).returning(model))).scalar_one()
 
 
 async def move(
@@ -78,20 +85,20 @@ async def move(
     fresh = statement.returning(model).execution_options(populate_existing=True)
     if not (await session.execute(fresh)).scalars().all():
         return False
-    await record(session, row, f"{model.__tablename__}.{to}", event)
+    record(session, row, f"{model.__tablename__}.{to}", event)
     return True
 
 
-async def record(session: AsyncSession, row: Row, kind: str, data: dict[str, Any] | None = None) -> None:
-    """Write one event about a row in the caller's transaction."""
-    about: dict[str, Any] = {f"{type(row).__tablename__}_id": row.id}
+def record(session: AsyncSession, row: Row, kind: str, data: dict[str, Any] | None = None) -> None:
+    """Say that something happened to a row; written with the caller's transaction."""
+    about: dict[str, str | None] = {f"{type(row).__tablename__}_id": row.id}
     if isinstance(row, Run):
         about["build_id"] = row.build_id
     elif isinstance(row, Release):
         about |= {"service_id": row.service_id, "build_id": row.build_id}
     elif isinstance(row, Build):
         about["service_id"] = row.service_id
-    await session.execute(insert(Event).values(project_id=row.project_id, kind=kind, data=data or {}, **about))
+    add_event(session, row.project_id, kind, data or {}, **about)
 
 
 def explain(reason: Reason, message: str | None) -> str:

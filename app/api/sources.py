@@ -37,7 +37,7 @@ async def create_source(request: Request, response: Response, context: Ctx, proj
         tree = await asyncio.to_thread(sources.read_archive, file, size, settings)
         file.seek(0)
         async with context.sessions.begin() as session:
-            await sources.save(session, project.id, tree, _pieces(file))
+            await sources.save(session, project.id, tree, size, _pieces(file))
             key = (Source.project_id == project.id, Source.digest == tree.digest)
             row = (await session.execute(select(Source).where(*key))).scalar_one()
             return SourceOut.model_validate(row, from_attributes=True)

@@ -13,7 +13,10 @@ from app.models import Build, Release, Run
 
 
 async def cancel(context: Context, session: AsyncSession, build: Build, *, message: str | None = None) -> Build:
-    """Move a locked build to canceled, with its run and its release. Canceled already is success; ended is 409."""
+    """Move a build, locked with its service, to canceled; so are its run and its release.
+
+    Canceled already is success; ended otherwise is 409.
+    """
     if build.status == BuildStatus.CANCELED:
         return build
     if is_terminal(build.status):

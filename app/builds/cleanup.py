@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import faults, store
 from app.builds import slots
-from app.builds.ending import end_run, requeue
+from app.builds.ending import end_run, lock, requeue
 from app.context import Context
 from app.db import moment
 from app.lifecycle import Reason, RunStatus, is_terminal
@@ -77,12 +77,7 @@ async def check(context: Context, run_id: str) -> None:
 async def _lose(
     context: Context, session: AsyncSession, run: Run, seen: Inspection | None, tail: list[LogLine], *, past: bool
 ) -> None:
-    build = (await session.execute(select(Build).where(Build.id == run.build_id).with_for_update())).scalar_one()
-    run = (
-        await session.execute(
-            select(Run).where(Run.id == run.id).with_for_update().execution_options(populate_existing=True)
-        )
-    ).scalar_one()
+    build, run = await lock(session, run.id)
     if is_terminal(run.status):
         return
     reason, message = _why(build, run, seen, past=past)

@@ -5,14 +5,17 @@ name we know. The completion may arrive before the launch call has returned: the
 """
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import timedelta
 
 import structlog
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, queue, store
+from app import faults, outbox, queue, store
 from app.builds import slots
 from app.builds.ending import end_run, requeue
 from app.context import Context
@@ -37,34 +40,33 @@ log = structlog.get_logger()
 LAUNCH_SECONDS = 280
 """Long, since the local platform's first launch on a machine compiles the standard library."""
 LAUNCH_TRIES = 5
-RELAUNCH_SECONDS = 300
-"""After how long reconcile looks at a launch that has not been recorded: a little over the launch time-out."""
+CLAIM_SECONDS = 20
+"""For how long a launch belongs to whoever began it, unless renewed: until the build's ``next_check_at``."""
+RENEW_SECONDS = 5.0
 RUNNING_CHECK_SECONDS = 15
 MISCONFIGURED_SECONDS = 60
 
 
 async def dispatch(context: Context, build_id: str) -> None:
-    """Bring one build of the platform nearer to its builder: this one, or the one whose turn it is."""
+    """Take up this build's launch if it was cut short; else launch the platform's next build, which need not be this one.
+
+    Also when this build is past waiting: several slots that were freed at once may all have nudged the same build.
+    """
     async with context.sessions.begin() as session:
         build = await session.get(Build, build_id)
         if build is None:
             return
-        if build.status == BuildStatus.QUEUED:
+        run = await _resume(session, build) if build.status == BuildStatus.DISPATCHING else None
+        if run is None:
             chosen = await slots.pick(context, session, build.builder_platform)
             if chosen is None:
-                await slots.hold(session, build_id)
+                if build.status == BuildStatus.QUEUED:
+                    await slots.hold(session, build_id)
                 return
-            run = await _claim(context, session, chosen)
-            build = chosen
-        elif build.status == BuildStatus.DISPATCHING:
-            resumed = await _resume(session, build)
-            if resumed is None:
-                return
-            run = resumed
-        else:
-            return
+            build, run = chosen, await _claim(context, session, chosen)
     faults.at("dispatch.claimed")
-    await _launch(context, build, run)
+    async with claimed(context, run):
+        await _launch(context, build, run)
 
 
 async def _claim(context: Context, session: AsyncSession, build: Build) -> Run:
@@ -75,11 +77,13 @@ async def _claim(context: Context, session: AsyncSession, build: Build) -> Run:
         BuildStatus.DISPATCHING,
         attempt=build.attempt + 1,
         not_before=None,
-        next_check_at=func.now() + timedelta(seconds=RELAUNCH_SECONDS),
+        next_check_at=func.now() + timedelta(seconds=CLAIM_SECONDS),
     )
     assert moved
     run_id = new_id("run")
-    run = Run(
+    run = await store.add(
+        session,
+        Run,
         id=run_id,
         project_id=build.project_id,
         build_id=build.id,
@@ -91,21 +95,46 @@ async def _claim(context: Context, session: AsyncSession, build: Build) -> Run:
         launch_tries=1,
         deadline_at=func.now() + timedelta(seconds=LAUNCH_SECONDS + build.spec["builder"]["timeout_seconds"]),
     )
-    session.add(run)
-    await session.flush()
-    await session.refresh(run)
-    await store.record(session, run, "run.launching", {"platform": run.platform, "attempt": run.attempt})
+    store.record(session, run, "run.launching", {"platform": run.platform, "attempt": run.attempt})
     return run
 
 
 async def _resume(session: AsyncSession, build: Build) -> Run | None:
-    """Return the run whose launch was cut short, counted as tried once more; None when there is nothing to resume."""
-    statement = select(Run).where(Run.build_id == build.id, Run.attempt == build.attempt).with_for_update()
-    run = (await session.execute(statement)).scalar_one()
+    """Return the run whose launch was cut short, counted as tried once more; None when somebody is still at it."""
+    due = (Build.id == build.id, Build.status == BuildStatus.DISPATCHING, Build.next_check_at <= func.now())
+    statement = update(Build).where(*due).values(next_check_at=func.now() + timedelta(seconds=CLAIM_SECONDS))
+    attempt = (await session.execute(statement.returning(Build.attempt))).scalar_one_or_none()
+    if attempt is None:
+        return None
+    unfinished = select(Run).where(Run.build_id == build.id, Run.attempt == attempt).with_for_update()
+    run = (await session.execute(unfinished)).scalar_one()
     if run.status != RunStatus.LAUNCHING or run.handle is not None:
         return None
     run.launch_tries += 1
     return run
+
+
+@contextlib.asynccontextmanager
+async def claimed(context: Context, run: Run, *, every: float = RENEW_SECONDS) -> AsyncIterator[None]:
+    """Keep a launch ours while the block runs, so that nobody else takes it for one that was cut short."""
+    renewer = asyncio.create_task(_renew(context, run, every), name=f"launch {run.id}")
+    try:
+        yield
+    finally:
+        renewer.cancel()
+        await asyncio.gather(renewer, return_exceptions=True)
+
+
+async def _renew(context: Context, run: Run, every: float) -> None:
+    mine = (Build.id == run.build_id, Build.status == BuildStatus.DISPATCHING, Build.attempt == run.attempt)
+    while True:
+        await asyncio.sleep(every)
+        try:
+            async with context.sessions.begin() as session:
+                until = func.greatest(Build.next_check_at, func.now() + timedelta(seconds=CLAIM_SECONDS))
+                await session.execute(update(Build).where(*mine).values(next_check_at=until))
+        except (SQLAlchemyError, OSError) as e:
+            log.warning("launch could not be renewed; trying again", run_id=run.id, error=str(e))
 
 
 async def _launch(context: Context, build: Build, run: Run) -> None:
@@ -168,22 +197,23 @@ def _spec(context: Context, builders: Builders, build: Build, run: Run) -> Build
 async def _record(context: Context, build: Build, run: Run, launched: Launched) -> None:
     effective = asdict(launched.effective)
     async with context.sessions.begin() as session:
+        # Build before run, as everywhere; False when the builder's own claim was faster, or the build is over.
+        await store.move(
+            session, build, BuildStatus.BUILDING, where=(Build.attempt == run.attempt,), next_check_at=None
+        )
         # Whatever the status is by now: without its handle the machine is harder to clean up.
-        await session.execute(
-            update(Run)
-            .where(Run.id == run.id)
-            .values(
-                handle=launched.handle, region=launched.region, effective=effective, launched_at=func.now(),
-                next_check_at=func.now() + timedelta(seconds=RUNNING_CHECK_SECONDS),
-            )
-        )  # fmt: skip
-        fresh = await session.get(Build, build.id, populate_existing=True)
-        if fresh is not None and fresh.status == BuildStatus.DISPATCHING and fresh.attempt == run.attempt:
-            await store.move(session, fresh, BuildStatus.BUILDING, next_check_at=None)
-        late = (await session.execute(select(Run.finished_at).where(Run.id == run.id))).scalar_one()
-        if late is not None:  # over before the handle was known: the clean-up may have run too early
+        record = update(Run).where(Run.id == run.id)
+        record = record.values(
+            handle=launched.handle,
+            region=launched.region,
+            effective=effective,
+            launched_at=func.now(),
+            next_check_at=func.now() + timedelta(seconds=RUNNING_CHECK_SECONDS),
+        )
+        if (await session.execute(record.returning(Run.finished_at))).scalar_one() is not None:
+            # Over before the handle was known: the clean-up may have run too early.
             host_bound = context.catalog.host_bound(run.platform)
-            await queue.enqueue(session, queue.Nudge(queue.Job.CLEANUP, run.id, 1, host_bound=host_bound))
+            outbox.enqueue(session, queue.Nudge(queue.Job.CLEANUP, run.id, 1, host_bound=host_bound))
 
 
 async def _again(context: Context, build: Build, seconds: float) -> None:
@@ -192,9 +222,9 @@ async def _again(context: Context, build: Build, seconds: float) -> None:
         await session.execute(
             update(Build)
             .where(Build.id == build.id, Build.status == BuildStatus.DISPATCHING)
-            .values(next_check_at=func.now() + timedelta(seconds=seconds + RELAUNCH_SECONDS))
+            .values(next_check_at=func.now() + timedelta(seconds=seconds))
         )
-        await queue.enqueue(
+        outbox.enqueue(
             session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, delay=seconds, once=False)
         )
 

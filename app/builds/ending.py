@@ -3,10 +3,10 @@
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import queue, store
+from app import outbox, queue, store
 from app.context import Context
 from app.lifecycle import BuildStatus, Reason, RunStatus, is_terminal
 from app.models import Build, Run
@@ -24,6 +24,16 @@ ANOTHER_TRY = frozenset(
 """Reasons that another builder may not meet again. Everything else would only fail the same way twice."""
 
 
+async def lock(session: AsyncSession, run_id: str) -> tuple[Build, Run]:
+    """Return a run and its build, both locked and fresh.
+
+    Everywhere rows are locked in the order service, build, run, release, so that nobody waits in a circle.
+    """
+    statement = select(Build, Run).join(Run, Run.build_id == Build.id).where(Run.id == run_id)
+    row = await session.execute(statement.with_for_update().execution_options(populate_existing=True))
+    return row.one().tuple()
+
+
 async def end_run(
     context: Context, session: AsyncSession, run: Run, to: RunStatus, *, message: str | None = None, **values: Any
 ) -> bool:
@@ -35,7 +45,7 @@ async def end_run(
     if not await store.move(session, run, to, message=message, next_check_at=check, event=event, **values):
         return False
     host_bound = context.catalog.host_bound(run.platform)
-    await queue.enqueue(session, queue.Nudge(queue.Job.CLEANUP, run.id, host_bound=host_bound))
+    outbox.enqueue(session, queue.Nudge(queue.Job.CLEANUP, run.id, host_bound=host_bound))
     return True
 
 
@@ -67,4 +77,4 @@ async def requeue(
     if moved:
         host_bound = context.catalog.host_bound(build.builder_platform)
         nudge = queue.Nudge(queue.Job.DISPATCH, build.id, build.attempt, host_bound=host_bound, delay=delay, once=False)
-        await queue.enqueue(session, nudge)
+        outbox.enqueue(session, nudge)

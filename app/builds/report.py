@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import faults, store
 from app.builds import slots, sources
-from app.builds.ending import ANOTHER_TRY, end_run, requeue
+from app.builds.ending import ANOTHER_TRY, end_run, lock, requeue
 from app.context import Context
 from app.db import moment
 from app.errors import Refusal, conflict, forbidden, invalid, unauthorized, unavailable
@@ -151,8 +151,7 @@ async def claim(context: Context, session: AsyncSession, run: Run, instance: str
     """Give the run to the first instance that asks and return its orders; the same instance may ask again."""
     if is_terminal(run.status):
         raise over(run)
-    build = (await session.execute(select(Build).where(Build.id == run.build_id).with_for_update())).scalar_one()
-    await session.refresh(run, with_for_update=True)
+    build, run = await lock(session, run.id)
     if is_terminal(run.status):
         raise over(run)
     if run.instance is None:
@@ -306,14 +305,12 @@ async def complete(context: Context, run_id: str, message_id: str, completion: C
     and the next job are then one transaction. Raises 503 while the registry does not answer: the builder tries again.
     """
     async with context.sessions() as session:
-        run = await session.get(Run, run_id)
-        assert run is not None
+        pair = select(Build, Run).join(Run, Run.build_id == Build.id).where(Run.id == run_id)
+        build, run = (await session.execute(pair)).one().tuple()
         if (answer := _known_answer(run, message_id)) is not None:
             return answer
         if run.instance != completion.instance:
             raise conflict("run_not_yours", f"Run {run.id} is held by another instance.")
-        build = await session.get(Build, run.build_id)
-        assert build is not None
     reason, message, info = _verdict(completion), completion.message, None
     if completion.status == "succeeded":
         info, problem = await _inspect(context, build, run, completion)
@@ -321,13 +318,12 @@ async def complete(context: Context, run_id: str, message_id: str, completion: C
             reason, message = Reason.PUSH_FAILED, problem
     faults.at("report.inspected")
     async with context.sessions.begin() as session:
-        # Rows are locked build before run everywhere, so that nobody waits in a circle.
-        build = (await session.execute(select(Build).where(Build.id == build.id).with_for_update())).scalar_one()
-        run = (await session.execute(select(Run).where(Run.id == run_id).with_for_update())).scalar_one()
+        service = await session.get(Service, build.service_id, with_for_update=True) if build.service_id else None
+        build, run = await lock(session, run_id)
         if (answer := _known_answer(run, message_id)) is not None:
             return answer
         if info is not None:
-            await _succeed(context, session, build, run, completion, info)
+            await _succeed(context, session, service, build, run, completion, info)
         else:
             await _failed(context, session, build, run, completion, reason or Reason.INTERNAL_ERROR, message)
         answer = {"accepted": True, "build_id": build.id, "build_status": str(build.status)}
@@ -385,7 +381,13 @@ async def _inspect(
 
 
 async def _succeed(
-    context: Context, session: AsyncSession, build: Build, run: Run, completion: Completion, info: ImageInfo
+    context: Context,
+    session: AsyncSession,
+    service: Service | None,
+    build: Build,
+    run: Run,
+    completion: Completion,
+    info: ImageInfo,
 ) -> None:
     assert completion.source is not None
     await end_run(
@@ -412,15 +414,14 @@ async def _succeed(
     if build.source["kind"] == "git":
         found = {"commit": completion.source.commit, "digest": completion.source.digest}
         values["source"] = build.source | found
-    if build.service_id is None:
+    if service is None:
         await store.move(session, build, BuildStatus.SUCCEEDED, **values)
     else:
-        service = await session.get(Service, build.service_id)
-        assert service is not None
-        moved = await store.move(session, build, BuildStatus.PROMOTING, next_check_at=None, **values)
-        if moved:
-            release = await create_release(context, session, service, kind="build", artifact=artifact, build=build)
-            build.release_id = release.id
+        release_id = new_id("rel")
+        if await store.move(session, build, BuildStatus.PROMOTING, next_check_at=None, release_id=release_id, **values):
+            await create_release(
+                context, session, service, kind="build", artifact=artifact, build=build, release_id=release_id
+            )
     await slots.freed(context, session, run.platform)
 
 

@@ -8,7 +8,7 @@ its ``next_check_at`` is NULL, so that a backlog makes no storm of checks; whoev
 from sqlalchemy import func, literal, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import queue
+from app import outbox, queue
 from app.context import Context
 from app.lifecycle import BuildStatus
 from app.models import Build, Project
@@ -55,16 +55,20 @@ async def pick(context: Context, session: AsyncSession, platform: str) -> Build 
 
 
 async def hold(session: AsyncSession, build_id: str) -> None:
-    """Mark a queued build as held by a limit; under the lock that ``pick`` took. Back-off is no hold."""
-    await session.execute(
-        update(Build)
+    """Mark a queued build as held by a limit; under the lock that ``pick`` took. Back-off is no hold.
+
+    A build that somebody has locked is left as it is: they may be waiting for the lock that we have.
+    """
+    free = (
+        select(Build.id)
         .where(
             Build.id == build_id,
             Build.status == BuildStatus.QUEUED,
             (Build.not_before.is_(None)) | (Build.not_before <= func.now()),
         )
-        .values(next_check_at=None)
+        .with_for_update(skip_locked=True)
     )
+    await session.execute(update(Build).where(Build.id.in_(free)).values(next_check_at=None))
 
 
 async def freed(context: Context, session: AsyncSession, platform: str) -> None:
@@ -81,4 +85,4 @@ async def freed(context: Context, session: AsyncSession, platform: str) -> None:
     )
     if build_id := (await session.execute(waiting)).scalar_one_or_none():
         host_bound = context.catalog.host_bound(platform)
-        await queue.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build_id, host_bound=host_bound, once=False))
+        outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build_id, host_bound=host_bound, once=False))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -150,21 +150,20 @@ def read_archive(file: IO[bytes], size: int, settings: Settings) -> Tree:
     return Tree(tree_digest(entries), len(entries), total)
 
 
-async def save(session: AsyncSession, project_id: str, tree: Tree, archive: AsyncIterator[bytes]) -> None:
-    """Keep an archive under its tree digest; the same tree again only renews its last use."""
-    values = {"project_id": project_id, "digest": tree.digest, "size_bytes": 0, "files": tree.files}
-    new = insert(Source).values(**values).on_conflict_do_nothing().returning(Source.digest)
-    if (await session.execute(new)).scalar_one_or_none() is None:
-        await touch(session, project_id, tree.digest)
+async def save(session: AsyncSession, project_id: str, tree: Tree, size: int, archive: AsyncIterator[bytes]) -> None:
+    """Keep an archive of ``size`` bytes under its tree digest; the same tree again only renews its last use."""
+    values = {"project_id": project_id, "digest": tree.digest, "size_bytes": size, "files": tree.files}
+    upsert = insert(Source).values(**values)
+    upsert = upsert.on_conflict_do_update(index_elements=["project_id", "digest"], set_={"last_used_at": func.now()})
+    # xmax is 0 on a row that this statement inserted.
+    is_new = (await session.execute(upsert.returning(text("(xmax = 0)")))).scalar_one()
+    if not is_new:
         return
-    number = size = 0
+    number = 0
     async for data in archive:
-        await session.execute(
-            insert(SourceChunk).values(project_id=project_id, digest=tree.digest, number=number, data=data)
-        )
-        number, size = number + 1, size + len(data)
-    key = (Source.project_id == project_id, Source.digest == tree.digest)
-    await session.execute(update(Source).where(*key).values(size_bytes=size))
+        chunk = {"project_id": project_id, "digest": tree.digest, "number": number, "data": data}
+        await session.execute(insert(SourceChunk).values(**chunk))
+        number += 1
 
 
 async def touch(session: AsyncSession, project_id: str, digest: str) -> bool:

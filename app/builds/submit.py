@@ -3,13 +3,14 @@
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
+from typing import Any
 
 from pydantic import SecretStr
 from sqlalchemy import func, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, queue, store
+from app import faults, outbox, queue, store
 from app.builds import sources
 from app.context import Context
 from app.errors import Refusal, conflict, invalid, not_found
@@ -27,42 +28,43 @@ async def submit(context: Context, session: AsyncSession, project: Project, requ
     """Write a build and all that belongs to it; Refusal says what can't be accepted. The caller commits."""
     builder, warnings = check_target(context, request)
     source, digest = await _source(context, session, project, request)
-    build = Build(
-        id=new_id("bld"),
-        project_id=project.id,
-        status=BuildStatus.QUEUED,
-        attempt=0,
-        builder_platform=builder,
-        source=source,
-        source_digest=digest,
-        spec={
+    values: dict[str, Any] = {
+        "project_id": project.id,
+        "builder_platform": builder,
+        "source": source,
+        "source_digest": digest,
+        "spec": {
             "build": request.build.model_dump(mode="json"),
             "builder": request.builder.model_dump(mode="json") | {"platform": builder},
             "strict": request.strict,
         },
-        labels=request.labels,
-        warnings=warnings,
-    )
+        "labels": request.labels,
+        "warnings": warnings,
+    }
     if block := request.service:
         service = await take_number(session, project, block.name, request.platform)
-        build.service_id, build.sequence = service.id, service.sequence
-        build.service_platform, build.config = request.platform, block.config()
+        values |= {"service_id": service.id, "sequence": service.sequence}
+        values |= {"service_platform": request.platform, "config": block.config()}
         if block.secrets is not None:
-            build.secret_versions = await keep_secrets(context, session, service, block.secrets)
-    await enter(context, session, build)
-    return build
+            values["secret_versions"] = await keep_secrets(context, session, service, block.secrets)
+    return await enter(context, session, values)
 
 
-async def enter(context: Context, session: AsyncSession, build: Build) -> None:
+async def enter(context: Context, session: AsyncSession, values: dict[str, Any]) -> Build:
     """Queue a new build: the row, its event and its job."""
-    build.deadline_at = func.now() + timedelta(seconds=context.settings.max_queued_seconds)
-    build.next_check_at = func.now() + timedelta(seconds=FIRST_CHECK_SECONDS)
-    session.add(build)
-    await session.flush()
-    await session.refresh(build)
-    await store.record(session, build, "build.queued", {"retry_of": build.retry_of} if build.retry_of else None)
+    build = await store.add(
+        session,
+        Build,
+        id=new_id("bld"),
+        status=BuildStatus.QUEUED,
+        deadline_at=func.now() + timedelta(seconds=context.settings.max_queued_seconds),
+        next_check_at=func.now() + timedelta(seconds=FIRST_CHECK_SECONDS),
+        **values,
+    )
+    store.record(session, build, "build.queued", {"retry_of": build.retry_of} if build.retry_of else None)
     host_bound = context.catalog.host_bound(build.builder_platform)
-    await queue.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound))
+    outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound))
+    return build
 
 
 def committed() -> None:
@@ -74,22 +76,10 @@ async def retry(context: Context, session: AsyncSession, old: Build) -> Build:
     """Write a new build like an ended one: same source, same secret versions, a new place in the service's order."""
     if not is_terminal(old.status):
         raise conflict("build_not_ended", f"Build {old.id} is {old.status}; only an ended build can be retried.")
-    fresh = Build(
-        id=new_id("bld"),
-        project_id=old.project_id,
-        status=BuildStatus.QUEUED,
-        attempt=0,
-        builder_platform=old.builder_platform,
-        service_platform=old.service_platform,
-        source=old.source,
-        source_digest=old.source_digest,
-        spec=old.spec,
-        config=old.config,
-        secret_versions=old.secret_versions,
-        labels=old.labels,
-        warnings=old.warnings,
-        retry_of=old.id,
+    kept = (
+        "project_id builder_platform service_platform source source_digest spec config secret_versions labels warnings"
     )
+    values: dict[str, Any] = {name: getattr(old, name) for name in kept.split()} | {"retry_of": old.id}
     digest = old.source.get("digest")
     if old.source["kind"] == "archive" and not await sources.touch(session, old.project_id, str(digest)):
         raise Refusal(410, "source_gone", f"The source of build {old.id} is past its retention; send it again.")
@@ -102,9 +92,8 @@ async def retry(context: Context, session: AsyncSession, old: Build) -> Build:
                 "service_deleted", f"Service {service.name} of build {old.id} was deleted; send a new build."
             )
         service.sequence += 1
-        fresh.service_id, fresh.sequence = service.id, service.sequence
-    await enter(context, session, fresh)
-    return fresh
+        values |= {"service_id": service.id, "sequence": service.sequence}
+    return await enter(context, session, values)
 
 
 # --------------------------------------------------------------------------------------------------- target
@@ -130,7 +119,9 @@ def check_target(context: Context, request: BuildRequest) -> tuple[str, list[str
     check_size(context, builder, size, "builder", strict=request.strict, warnings=warnings, builders=True)
     if request.build.goarch not in entry.traits.goarch and request.service is None:
         pass  # cross-compiling is Go's daily bread; only running it matters
-    own = builder == "local" and context.platform(builder) is not None  # else its process knows, and its builder says it
+    own = (
+        builder == "local" and context.platform(builder) is not None
+    )  # else its process knows, and its builder says it
     if isinstance(request.source, GitSource) and own and shutil.which("git") is None:
         raise invalid("source.kind", "this installation's builders have no git; send files or an archive instead")
     if request.service is not None:
@@ -225,7 +216,7 @@ async def _source(
                 for start in range(0, len(archive), sources.CHUNK):
                     yield archive[start : start + sources.CHUNK]
 
-            await sources.save(session, project.id, tree, pieces())
+            await sources.save(session, project.id, tree, len(archive), pieces())
             return {"kind": "archive", "digest": tree.digest}, tree.digest
         case UploadSource(digest=digest):
             if not await sources.touch(session, project.id, digest):
@@ -293,9 +284,13 @@ async def keep_secrets(
 async def find(session: AsyncSession, project: Project, build_id: str, *, lock: bool = False) -> Build:
     """Return a build of the project, locked if asked; Refusal (404) when it isn't there or isn't theirs."""
     statement = select(Build).where(Build.id == build_id, Build.project_id == project.id)
-    build = (await session.execute(statement.with_for_update() if lock else statement)).scalar_one_or_none()
+    build = (await session.execute(statement)).scalar_one_or_none()
     if build is None:
         raise not_found("build", build_id)
+    if lock:
+        if build.service_id:
+            await session.get(Service, build.service_id, with_for_update=True)
+        await session.refresh(build, with_for_update=True)
     return build
 
 

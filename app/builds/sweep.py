@@ -7,7 +7,7 @@ import structlog
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import queue, store
+from app import outbox, queue, store
 from app.builds import slots
 from app.context import Context
 from app.ids import parse_remote_name
@@ -70,7 +70,7 @@ async def _quiet_builds(context: Context, session: AsyncSession) -> int:
     rows = (await session.execute(due)).scalars().all()
     for build in rows:
         build.next_check_at = func.now() + seconds(AGAIN_SECONDS)
-        await _nudge(context, session, build)
+        _nudge(context, session, build)
     return len(rows)
 
 
@@ -92,7 +92,7 @@ async def _held(context: Context, session: AsyncSession) -> int:
         entry = context.catalog.entry(platform)
         if entry is not None and taken < entry.traits.max_builders:
             host_bound = context.catalog.host_bound(platform)
-            await queue.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build_id, -1, host_bound=host_bound))
+            outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build_id, -1, host_bound=host_bound))
             count += 1
     return count
 
@@ -116,7 +116,7 @@ async def _silent_runs(context: Context, session: AsyncSession) -> int:
     rows = (await session.execute(due)).scalars().all()
     for run in rows:
         run.next_check_at = func.now() + seconds(AGAIN_SECONDS)
-        await _nudge_run(context, session, run, queue.Job.CHECK)
+        _nudge_run(context, session, run, queue.Job.CHECK)
     return len(rows)
 
 
@@ -131,17 +131,17 @@ async def _uncleaned(context: Context, session: AsyncSession) -> int:
     rows = (await session.execute(due)).scalars().all()
     for run in rows:
         run.next_check_at = func.now() + seconds(AGAIN_SECONDS * 3)
-        await _nudge_run(context, session, run, queue.Job.CLEANUP)
+        _nudge_run(context, session, run, queue.Job.CLEANUP)
     return len(rows)
 
 
-async def _nudge(context: Context, session: AsyncSession, build: Build) -> None:
+def _nudge(context: Context, session: AsyncSession, build: Build) -> None:
     host_bound = context.catalog.host_bound(build.builder_platform)
-    await queue.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, -1, host_bound=host_bound))
+    outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, -1, host_bound=host_bound))
 
 
-async def _nudge_run(context: Context, session: AsyncSession, run: Run, job: queue.Job) -> None:
-    await queue.enqueue(session, queue.Nudge(job, run.id, -1, host_bound=context.catalog.host_bound(run.platform)))
+def _nudge_run(context: Context, session: AsyncSession, run: Run, job: queue.Job) -> None:
+    outbox.enqueue(session, queue.Nudge(job, run.id, -1, host_bound=context.catalog.host_bound(run.platform)))
 
 
 # --------------------------------------------------------------------------------------------------- orphans

@@ -7,7 +7,7 @@ from sqlalchemy import delete as sql_delete
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, queue, store
+from app import faults, outbox, queue, store
 from app.builds.cancel import cancel
 from app.context import Context
 from app.ids import remote_name
@@ -41,7 +41,7 @@ async def _nudge(context: Context, session: AsyncSession, service: Service) -> N
     names = {service.platform, *(await session.execute(platforms)).scalars()}
     # Whoever owns a host-bound platform must be the one; any worker can call the others.
     bound = next((b for b in map(context.catalog.host_bound, sorted(names)) if b), None)
-    await queue.enqueue(session, queue.Nudge(queue.Job.DELETE, service.id, host_bound=bound, once=False))
+    outbox.enqueue(session, queue.Nudge(queue.Job.DELETE, service.id, host_bound=bound, once=False))
 
 
 async def delete(context: Context, service_id: str) -> None:

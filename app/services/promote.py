@@ -9,10 +9,11 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import faults, store
@@ -26,6 +27,7 @@ from app.platforms.base import (
     Address,
     ImageRef,
     Inspection,
+    Launched,
     Misconfigured,
     NoCapacity,
     Phase,
@@ -60,14 +62,23 @@ class Gated(Exception):
     again: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Claimed:
-    """What promote works on, read in the claim's transaction."""
+    """What promote works on, read in the claim's transaction; ``got`` is what the platform gave."""
 
     release: Release
     service: Service
     artifact: Artifact
     seconds_left: float
+    got: Launched | None = None
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """Return what the release's row shall keep of what the platform gave."""
+        if self.got is None:
+            return {}
+        got = self.got
+        return {"handle": got.handle, "region": got.region, "url": got.url, "effective": asdict(got.effective)}
 
 
 async def promote(context: Context, release_id: str) -> None:
@@ -92,7 +103,7 @@ async def promote(context: Context, release_id: str) -> None:
         await _not_live(context, claimed, e)
     else:
         async with context.sessions.begin() as session:
-            await _switch(context, session, release.id, address)
+            await _switch(context, session, claimed, address)
         faults.at("promote.recorded")
 
 
@@ -100,62 +111,83 @@ async def promote(context: Context, release_id: str) -> None:
 
 
 async def _claim(context: Context, session: AsyncSession, release_id: str) -> Claimed | None:
-    release = await session.get(Release, release_id)
-    if release is None or release.status not in {ReleaseStatus.PENDING, ReleaseStatus.DEPLOYING}:
+    service, build, release, artifact = await _lock(session, release_id)
+    if service is None or release is None or artifact is None:
         return None
-    service = (
-        await session.execute(select(Service).where(Service.id == release.service_id).with_for_update())
-    ).scalar_one()
-    await session.refresh(release)
+    if release.status == ReleaseStatus.DEPLOYING:  # a worker died over it: go on where it was
+        left = func.extract("epoch", moment(release.deadline_at) - func.clock_timestamp())
+        return Claimed(release, service, artifact, float((await session.execute(select(left))).scalar_one()))
+    if release.status != ReleaseStatus.PENDING:
+        return None
     if service.deleted_at is not None:
-        await _end(context, session, release, Reason.CANCELED_BY_USER, "The service was deleted.")
+        await _end(context, session, build, release, Reason.CANCELED_BY_USER, "The service was deleted.")
         return None
-    if release.status == ReleaseStatus.PENDING:
-        busy = select(Release.id).where(
-            Release.service_id == service.id, Release.status == ReleaseStatus.DEPLOYING, Release.id != release.id
-        )
-        if (await session.execute(busy)).first() is not None:
-            return None  # whoever deploys nudges the next one at its end
-        live = await session.get(Release, service.live_release_id) if service.live_release_id else None
-        if not settle(release, live):
-            await _end(context, session, release, Reason.SUPERSEDED, None)
-            return None
-        seconds = context.settings.promote_timeout_seconds
-        moved = await store.move(
-            session,
-            release,
-            ReleaseStatus.DEPLOYING,
-            deadline_at=func.now() + timedelta(seconds=seconds),
-            next_check_at=func.now() + timedelta(seconds=DEPLOYING_CHECK_SECONDS),
-        )
-        if not moved:
-            return None
-    elif release.status != ReleaseStatus.DEPLOYING:
+    live = await session.get(Release, service.live_release_id) if service.live_release_id else None
+    settled = settle(release, live)
+    if settled is None:
+        await _end(context, session, build, release, Reason.SUPERSEDED, None)
         return None
-    artifact = await session.get(Artifact, release.artifact_id)
-    assert artifact is not None
-    left = func.extract("epoch", moment(release.deadline_at) - func.clock_timestamp())
-    return Claimed(release, service, artifact, float((await session.execute(select(left))).scalar_one()))
+    busy = exists().where(Release.service_id == service.id, Release.status == ReleaseStatus.DEPLOYING)
+    seconds = context.settings.promote_timeout_seconds
+    moved = await store.move(
+        session,
+        release,
+        ReleaseStatus.DEPLOYING,
+        where=(~busy.correlate(None),),
+        deadline_at=func.now() + timedelta(seconds=seconds),
+        next_check_at=func.now() + timedelta(seconds=DEPLOYING_CHECK_SECONDS),
+        **settled,
+    )
+    if not moved:
+        return None  # whoever deploys nudges the next one at its end
+    if release.artifact_id != artifact.id:
+        artifact = await session.get_one(Artifact, release.artifact_id)
+    return Claimed(release, service, artifact, seconds)
 
 
-def settle(release: Release, live: Release | None) -> bool:
-    """Fix what the release runs, given what is live now; False when all it brings is older than that.
+async def _lock(
+    session: AsyncSession, release_id: str
+) -> tuple[Service | None, Build | None, Release | None, Artifact | None]:
+    """Return a release with what hangs on it; service, build and release are locked, in the order all lock in."""
+    about = (
+        select(Release.service_id, Release.build_id, Artifact)
+        .join(Artifact, Artifact.id == Release.artifact_id)
+        .where(Release.id == release_id)
+    )
+    row = (await session.execute(about)).one_or_none()
+    if row is None:
+        return None, None, None, None
+    service = await session.get(Service, row.service_id, with_for_update=True, populate_existing=True)
+    build = (
+        await session.get(Build, row.build_id, with_for_update=True, populate_existing=True) if row.build_id else None
+    )
+    release = await session.get(Release, release_id, with_for_update=True, populate_existing=True)
+    return service, build, release, row[2]
+
+
+def settle(release: Release, live: Release | None) -> dict[str, Any] | None:
+    """Return what to fix of the release, given what is live now; None when all it brings is older than that.
 
     Artifact and config have an order each, so that a config change and a slow build don't undo one another.
     """
     if release.kind == "config" and release.patch is not None and live is not None:
-        release.artifact_id, release.sequence = live.artifact_id, live.sequence
-        release.config = merge(live.config, release.patch["config"])
-        release.secret_versions = merge(live.secret_versions or {}, release.patch["secrets"])
-        return True
+        return {
+            "artifact_id": live.artifact_id,
+            "sequence": live.sequence,
+            "config": merge(live.config, release.patch["config"]),
+            "secret_versions": merge(live.secret_versions or {}, release.patch["secrets"]),
+        }
     if live is not None and release.sequence < live.sequence:
-        return False
+        return None
     if live is not None and release.kind == "build" and release.config_sequence < live.config_sequence:
-        release.config, release.secret_versions = live.config, live.secret_versions
-        release.config_sequence = live.config_sequence
+        return {
+            "config": live.config,
+            "secret_versions": live.secret_versions,
+            "config_sequence": live.config_sequence,
+        }
     if release.secret_versions is None:
-        release.secret_versions = (live.secret_versions or {}) if live is not None else {}
-    return True
+        return {"secret_versions": (live.secret_versions or {}) if live is not None else {}}
+    return {}
 
 
 def merge(base: dict[str, object], patch: dict[str, object]) -> dict[str, object]:
@@ -209,10 +241,7 @@ async def _bring_up(context: Context, claimed: Claimed, platform: Platform, serv
     async with asyncio.timeout(max(claimed.seconds_left, 5) + CALL_SECONDS):
         launched = await services.deploy(spec)
     faults.at("promote.deployed")
-    effective = asdict(launched.effective)
-    async with context.sessions.begin() as session:
-        values = {"handle": launched.handle, "region": launched.region, "url": launched.url, "effective": effective}
-        await session.execute(update(Release).where(Release.id == claimed.release.id).values(**values))
+    claimed.got = launched
     claimed.release.handle, claimed.release.region = launched.handle, launched.region
     host = f"{claimed.service.host}.{context.settings.gateway_domain}"
     ref, pause, last = ref_of(context, claimed.release), 0.005, "it never listened"
@@ -300,25 +329,23 @@ async def _secrets(context: Context, release: Release) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------------- switch
 
 
-async def _switch(context: Context, session: AsyncSession, release_id: str, address: Address) -> None:
+async def _switch(context: Context, session: AsyncSession, claimed: Claimed, address: Address) -> None:
     """Make the release the live one, in one transaction with everything that follows from it."""
-    release = await session.get(Release, release_id)
-    assert release is not None
-    statement = select(Service).where(Service.id == release.service_id).with_for_update()
-    service = (await session.execute(statement)).scalar_one()
-    await session.refresh(release)
-    if release.status != ReleaseStatus.DEPLOYING:
+    service, build, release, _ = await _lock(session, claimed.release.id)
+    if service is None or release is None or release.status != ReleaseStatus.DEPLOYING:
         return  # canceled, or switched by somebody who did the same work
     if service.deleted_at is not None:
-        await _end(context, session, release, Reason.CANCELED_BY_USER, "The service was deleted.")
+        gone = "The service was deleted."
+        await _end(context, session, build, release, Reason.CANCELED_BY_USER, gone, **claimed.found)
         return
     if service.live_release_id:
         old = await session.get(Release, service.live_release_id)
         if old is not None and old.status == ReleaseStatus.LIVE:
             check = func.now() + timedelta(seconds=context.settings.drain_seconds + 30)
             await store.move(session, old, ReleaseStatus.SUPERSEDED, next_check_at=check)
-            await retire.nudge(context, session, old, delay=context.settings.drain_seconds)
-    await store.move(session, release, ReleaseStatus.LIVE, next_check_at=None, event={"number": release.number})
+            retire.nudge(context, session, old, delay=context.settings.drain_seconds)
+    event = {"number": release.number}
+    await store.move(session, release, ReleaseStatus.LIVE, next_check_at=None, event=event, **claimed.found)
     fronted = context.catalog.entries[release.platform].traits.scale_to_zero == "manual"
     await store.move(
         session,
@@ -336,39 +363,45 @@ async def _switch(context: Context, session: AsyncSession, release_id: str, addr
         next_check_at=None,
         event={"release_id": release.id, "instance_id": address.instance_id},
     )
-    if release.build_id:
-        build = await session.get(Build, release.build_id, with_for_update=True)
-        if build is not None and build.status == BuildStatus.PROMOTING:
-            await store.move(session, build, BuildStatus.SUCCEEDED, release_id=release.id)
+    if build is not None and build.status == BuildStatus.PROMOTING:
+        await store.move(session, build, BuildStatus.SUCCEEDED)
     await _next_pending(context, session, service.id)
 
 
 async def _not_live(context: Context, claimed: Claimed, problem: Gated) -> None:
     """Try again later when that may help and time is left; else end the release, which leaves the old one serving."""
     async with context.sessions.begin() as session:
-        release = await session.get(Release, claimed.release.id, with_for_update=True)
+        _, build, release, _ = await _lock(session, claimed.release.id)
         if release is None or release.status != ReleaseStatus.DEPLOYING:
             return
         late = (await session.execute(select(moment(release.deadline_at) < func.clock_timestamp()))).scalar_one()
         if problem.again is not None and not late:
             release.tries += 1
             release.message = problem.message
+            for column, value in claimed.found.items():
+                setattr(release, column, value)
             release.next_check_at = func.now() + timedelta(seconds=problem.again + DEPLOYING_CHECK_SECONDS)
-            await nudge(context, session, release, delay=problem.again)
+            nudge(context, session, release, delay=problem.again)
             return
-        await _end(context, session, release, problem.reason, problem.message)
+        await _end(context, session, build, release, problem.reason, problem.message, **claimed.found)
 
 
-async def _end(context: Context, session: AsyncSession, release: Release, reason: Reason, message: str | None) -> None:
+async def _end(
+    context: Context,
+    session: AsyncSession,
+    build: Build | None,
+    release: Release,
+    reason: Reason,
+    message: str | None,
+    **found: Any,
+) -> None:
     """Fail a release and its build, remove what it left on the platform, and let the next one of the service begin."""
     check = func.now() + timedelta(seconds=30)
-    if not await store.fail(session, release, reason, message, next_check_at=check):
+    if not await store.fail(session, release, reason, message, next_check_at=check, **found):
         return
-    await retire.nudge(context, session, release)
-    if release.build_id:
-        build = await session.get(Build, release.build_id, with_for_update=True)
-        if build is not None and not is_terminal(build.status):
-            await store.fail(session, build, reason, message)
+    retire.nudge(context, session, release)
+    if build is not None and not is_terminal(build.status):
+        await store.fail(session, build, reason, message)
     await _next_pending(context, session, release.service_id)
 
 
@@ -382,4 +415,4 @@ async def _next_pending(context: Context, session: AsyncSession, service_id: str
     waiting = (await session.execute(newest)).scalar_one_or_none()
     if waiting is not None:
         waiting.tries += 1  # a new attempt number, so that the job is not folded into an old one
-        await nudge(context, session, waiting)
+        nudge(context, session, waiting)

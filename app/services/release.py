@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import queue, store
+from app import outbox, queue, store
 from app.context import Context
 from app.errors import not_found
 from app.ids import new_id, remote_name
@@ -25,26 +25,31 @@ async def create_release(
     kind: str,
     artifact: Artifact,
     build: Build | None = None,
+    release_id: str | None = None,
     config: dict[str, Any] | None = None,
     secret_versions: dict[str, Any] | None = None,
     patch: dict[str, Any] | None = None,
     sequence: int | None = None,
     config_sequence: int | None = None,
 ) -> Release:
-    """Write a pending release and its job. For a build, order and config are the build's; others pass their own."""
-    await session.execute(select(Service.id).where(Service.id == service.id).with_for_update())
-    newest = select(func.coalesce(func.max(Release.number), 0)).where(Release.service_id == service.id)
+    """Write a pending release and its job; the caller holds the service's row.
+
+    For a build, order and config are the build's; others pass their own.
+    """
+    newest = select(func.coalesce(func.max(Release.number), 0) + 1).where(Release.service_id == service.id)
     if build is not None:
         assert build.sequence is not None
         sequence = config_sequence = build.sequence
         config, secret_versions = build.config, build.secret_versions
     assert sequence is not None
     assert config_sequence is not None
-    release = Release(
-        id=new_id("rel"),
+    release = await store.add(
+        session,
+        Release,
+        id=release_id or new_id("rel"),
         project_id=service.project_id,
         service_id=service.id,
-        number=(await session.execute(newest)).scalar_one() + 1,
+        number=newest.scalar_subquery(),
         status=ReleaseStatus.PENDING,
         kind=kind,
         platform=service.platform,
@@ -57,20 +62,18 @@ async def create_release(
         secret_versions=secret_versions,
         next_check_at=func.now() + timedelta(seconds=PENDING_CHECK_SECONDS),
     )
-    artifact.last_used_at = func.now()
-    session.add(release)
-    await session.flush()
-    await session.refresh(release)
-    await store.record(session, release, "release.pending", {"number": release.number, "kind": kind})
-    await nudge(context, session, release)
+    if build is None:
+        artifact.last_used_at = func.now()
+    store.record(session, release, "release.pending", {"number": release.number, "kind": kind})
+    nudge(context, session, release)
     return release
 
 
-async def nudge(context: Context, session: AsyncSession, release: Release, *, delay: float = 0) -> None:
+def nudge(context: Context, session: AsyncSession, release: Release, *, delay: float = 0) -> None:
     """Ask for a release to be promoted."""
     host_bound = context.catalog.host_bound(release.platform)
     job = queue.Nudge(queue.Job.PROMOTE, release.id, release.tries, host_bound=host_bound, delay=delay, once=delay == 0)
-    await queue.enqueue(session, job)
+    outbox.enqueue(session, job)
 
 
 def ref_of(context: Context, release: Release) -> ServiceRef:

@@ -6,7 +6,7 @@ import structlog
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, queue
+from app import faults, outbox, queue
 from app.context import Context
 from app.lifecycle import ReleaseStatus
 from app.models import Release
@@ -18,10 +18,10 @@ log = structlog.get_logger()
 CALL_SECONDS = 60
 
 
-async def nudge(context: Context, session: AsyncSession, release: Release, *, delay: float = 0) -> None:
+def nudge(context: Context, session: AsyncSession, release: Release, *, delay: float = 0) -> None:
     """Ask for a release to be retired, in the caller's transaction."""
     host_bound = context.catalog.host_bound(release.platform)
-    await queue.enqueue(session, queue.Nudge(queue.Job.RETIRE, release.id, host_bound=host_bound, delay=delay))
+    outbox.enqueue(session, queue.Nudge(queue.Job.RETIRE, release.id, host_bound=host_bound, delay=delay))
 
 
 async def retire(context: Context, release_id: str) -> None:
@@ -60,7 +60,7 @@ async def retire(context: Context, release_id: str) -> None:
             .offset(context.settings.keep_releases)
         )
         for surplus in (await session.execute(older)).scalars():
-            await nudge(context, session, surplus)
+            nudge(context, session, surplus)
 
 
 async def _kept(context: Context, session: AsyncSession, release: Release) -> bool:

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import ColumnElement
 
-from app import faults, queue, store
+from app import faults, outbox, queue, store
 from app.context import Context
 from app.lifecycle import Reason, ServiceStatus
 from app.models import Release, Service
@@ -89,7 +89,7 @@ async def _begin_wake(context: Context, service: Service) -> bool:
     async with context.sessions.begin() as session:
         moved = await store.move(session, service, ServiceStatus.WAKING, next_check_at=check)
         if moved and context.platform(service.platform) is None:
-            await _nudge(context, session, service, queue.Job.WAKE)
+            _nudge(context, session, service, queue.Job.WAKE)
     faults.at("wake.claimed")
     return moved
 
@@ -156,7 +156,7 @@ async def sleep(context: Context, service_id: str, *, only_if: tuple[ColumnEleme
         if not await store.move(session, service, ServiceStatus.SLEEPING, where=only_if, **values):
             return False
         if context.platform(service.platform) is None:
-            await _nudge(context, session, service, queue.Job.SLEEP)
+            _nudge(context, session, service, queue.Job.SLEEP)
     faults.at("sleep.claimed")
     await stop(context, service_id)
     return True
@@ -206,6 +206,6 @@ async def _parts(context: Context, service_id: str) -> tuple[Service, Release | 
     return service, release, platform.services if platform else None
 
 
-async def _nudge(context: Context, session: AsyncSession, service: Service, job: queue.Job) -> None:
+def _nudge(context: Context, session: AsyncSession, service: Service, job: queue.Job) -> None:
     host_bound = context.catalog.host_bound(service.platform)
-    await queue.enqueue(session, queue.Nudge(job, service.id, host_bound=host_bound, once=False))
+    outbox.enqueue(session, queue.Nudge(job, service.id, host_bound=host_bound, once=False))

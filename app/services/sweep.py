@@ -6,7 +6,7 @@ import structlog
 from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import queue, store
+from app import outbox, queue, store
 from app.context import Context
 from app.lifecycle import BuildStatus, Reason, ReleaseStatus, ServiceStatus
 from app.models import Build, Release, Service
@@ -45,11 +45,11 @@ async def _releases(context: Context, session: AsyncSession) -> int:
         release.next_check_at = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, AGAIN_SECONDS)
         release.tries += 1
         if release.status in {ReleaseStatus.PENDING, ReleaseStatus.DEPLOYING}:
-            await nudge(context, session, release)
+            nudge(context, session, release)
         elif release.status == ReleaseStatus.LIVE:
             release.next_check_at = None
         else:
-            await retire.nudge(context, session, release)
+            retire.nudge(context, session, release)
     return len(rows)
 
 
@@ -94,7 +94,7 @@ async def _services(context: Context, session: AsyncSession) -> int:
         service.next_check_at = again if job else None
         if job:
             host_bound = context.catalog.host_bound(service.platform)
-            await queue.enqueue(session, queue.Nudge(job, service.id, host_bound=host_bound, once=False))
+            outbox.enqueue(session, queue.Nudge(job, service.id, host_bound=host_bound, once=False))
     return len(rows)
 
 
@@ -118,7 +118,7 @@ async def _kept_up(context: Context, session: AsyncSession) -> int:
     for service in rows:
         if await store.move(session, service, ServiceStatus.WAKING, next_check_at=func.now()):
             host_bound = context.catalog.host_bound(service.platform)
-            await queue.enqueue(session, queue.Nudge(queue.Job.WAKE, service.id, host_bound=host_bound, once=False))
+            outbox.enqueue(session, queue.Nudge(queue.Job.WAKE, service.id, host_bound=host_bound, once=False))
     return len(rows)
 
 

@@ -1,0 +1,281 @@
+"""Full lifecycles per second: POST, claim and completion over HTTP, with one API and one worker process and a platform that
+does nothing; beside it the same without HTTP on the API's side, and pgbench's ceiling for the least SQL that would do."""
+
+import asyncio
+import base64
+import contextlib
+import gzip
+import hashlib
+import hmac
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import httpx
+
+from app import db
+from app.builds import report, submit
+from app.embedded.binaries import installed
+from app.embedded.postgres import EmbeddedPostgres
+from app.main import ensure_key, open_context
+from app.models import Project, Run
+from app.requests import BuildRequest
+from app.secrets import make_keys, parse_keys
+from app.settings import Settings
+from benchmarks import noop
+
+COUNT = int(os.environ.get("BENCH_LIFECYCLES", "400"))
+IN_FLIGHT = 24
+PGBENCH_SECONDS = 8
+FILES = {"go.mod": "module a\n\ngo 1.25\n", "main.go": "package main\n\nfunc main() {}\n"}
+
+
+def body(number: int) -> dict[str, object]:
+    service = {"name": f"s{number}", "env": {"A": "1"}, "scale": {"min": 0, "idle_seconds": 3600}}
+    return {"source": {"kind": "files", "files": FILES}, "platform": "noop", "service": service}
+
+
+def sha(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class Template:
+    """One small image on disk, hard-linked into each run's repository: pushing is not what is measured here."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        layer = io.BytesIO()
+        with tarfile.open(fileobj=layer, mode="w"):
+            pass
+        raw = layer.getvalue()
+        packed = gzip.compress(raw, mtime=0)
+        config = json.dumps(
+            {"os": "linux", "architecture": "amd64", "config": {"User": "65532:65532", "Entrypoint": ["/app/agent"]},
+             "rootfs": {"type": "layers", "diff_ids": [sha(raw)]}}
+        ).encode()  # fmt: skip
+        kind = "application/vnd.oci.image"
+        manifest = json.dumps(
+            {"schemaVersion": 2, "mediaType": f"{kind}.manifest.v1+json",
+             "config": {"mediaType": f"{kind}.config.v1+json", "digest": sha(config), "size": len(config)},
+             "layers": [{"mediaType": f"{kind}.layer.v1.tar+gzip", "digest": sha(packed), "size": len(packed)}]}
+        ).encode()  # fmt: skip
+        self.digest, self.size = sha(manifest), len(manifest)
+        self.folder = root.parent / "template"
+        blobs = self.folder / "blobs/sha256"
+        blobs.mkdir(parents=True)
+        for data in (packed, config, manifest):
+            (blobs / sha(data)[7:]).write_bytes(data)
+        (self.folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+        entry = {"mediaType": f"{kind}.manifest.v1+json", "digest": self.digest, "size": self.size}
+        index = {"schemaVersion": 2, "mediaType": f"{kind}.index.v1+json", "manifests": [entry]}
+        (self.folder / "index.json").write_text(json.dumps(index))
+
+    def put(self, repository: str) -> None:
+        shutil.copytree(self.folder, self.root / repository, copy_function=os.link)
+
+    def completion(self, repository: str, source: str) -> dict[str, object]:
+        image = {"repository": repository, "digest": self.digest, "size": self.size}
+        return {
+            "instance": "i", "status": "succeeded", "exit_code": 0, "image": image, "source": {"digest": source, "commit": None},
+            "toolchain": {"go": "go1.27"}, "isolation": "netns", "modules": [], "diagnostics": [], "timings": {"compile": 0.5},
+        }  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def process(kind: str, env: dict[str, str]) -> AsyncIterator[None]:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.process", kind, env=env, stdout=asyncio.subprocess.PIPE
+    )
+    assert child.stdout is not None
+    try:
+        line = await asyncio.wait_for(child.stdout.readline(), 30)
+        if line.strip() != b"ready":
+            raise RuntimeError(f"the {kind} did not start")
+        yield
+    finally:
+        if child.returncode is None:
+            child.terminate()
+            await child.wait()
+
+
+async def building(connection: asyncpg.Connection, seen: set[str]) -> list[asyncpg.Record]:
+    sql = "select r.id, r.key_id, b.source_digest from run r join build b on b.id = r.build_id where b.status = 'building'"
+    rows = [r for r in await connection.fetch(sql) if r["id"] not in seen]
+    seen.update(r["id"] for r in rows)
+    return rows
+
+
+async def drive(connection: asyncpg.Connection, start: object, finish: object, count: int) -> float:
+    """Keep IN_FLIGHT lifecycles going until ``count`` have succeeded; returns lifecycles per second."""
+    seen: set[str] = set()
+    slots = asyncio.Semaphore(IN_FLIGHT)
+    begun, total = time.perf_counter(), 0
+    before = await connection.fetchval("select count(*) from build where status = 'succeeded'")
+
+    async def feed() -> None:
+        for number in range(count):
+            await slots.acquire()
+            await start(number)  # type: ignore[operator]
+
+    async def end(row: asyncpg.Record) -> None:
+        await finish(row)  # type: ignore[operator]
+
+    feeder = asyncio.create_task(feed())
+    tasks: set[asyncio.Task[None]] = set()
+    while total < count:
+        for row in await building(connection, seen):
+            task = asyncio.create_task(end(row))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        done = await connection.fetchval("select count(*) from build where status = 'succeeded'") - before
+        for _ in range(done - total):
+            slots.release()
+        total = done
+        if time.perf_counter() - begun > 120:
+            states = await connection.fetch("select status, count(*) from build group by 1")
+            raise RuntimeError(f"stuck: {states}")
+        await asyncio.sleep(0.01)
+    rate = count / (time.perf_counter() - begun)
+    await feeder
+    await asyncio.gather(*tasks)
+    return rate
+
+
+def pgbench(url: str) -> float:
+    """Return lifecycles per second of the least SQL, with as many clients as ours has in flight at best."""
+    folder = Path(__file__).parent / "pgbench"
+    programs = installed().bin
+    subprocess.run([programs / "psql", "-qX", "-f", folder / "schema.sql", url], check=True, capture_output=True)
+    command = [programs / "pgbench", "-n", "-M", "prepared", "-f", folder / "lifecycle.sql", "-c", "8", "-j", "2"]
+    done = subprocess.run([*command, "-T", str(PGBENCH_SECONDS), url], check=True, capture_output=True, text=True)
+    match = re.search(r"^tps = ([0-9.]+)", done.stdout, re.M)
+    assert match is not None, done.stdout
+    return float(match[1])
+
+
+async def run() -> dict[str, float]:
+    """Measure; prints a table and returns the figures."""
+    with tempfile.TemporaryDirectory(prefix="slipway-bench-") as folder:
+        home = Path(folder)
+        home.chmod(0o711)
+        async with EmbeddedPostgres(home / "pg") as server:
+            assert server.url is not None
+            url = server.url
+            async with _database(url, "ceiling") as ceiling_url:
+                ceiling = await asyncio.to_thread(pgbench, ceiling_url)
+            async with _database(url, "http") as http_url:
+                http = await _over_http(http_url, home / "a")
+            async with _database(url, "inprocess") as inner_url:
+                inner = await _in_process(inner_url, home / "b")
+    print(f"  lifecycles over HTTP        {http:8.0f} /s   (wanted: 60)")
+    print(f"  lifecycles, API in process  {inner:8.0f} /s   (wanted: 200)")
+    print(f"  pgbench, the least SQL      {ceiling:8.0f} /s   baseline")
+    print(f"  over HTTP / pgbench         {http / ceiling:8.3f}      (wanted: 0.06)")
+    return {"http": http, "in_process": inner, "pgbench": ceiling, "ratio": http / ceiling}
+
+
+@contextlib.asynccontextmanager
+async def _database(url: str, name: str) -> AsyncIterator[str]:
+    connection = await asyncpg.connect(url)
+    await connection.execute(f'create database "{name}"')
+    await connection.close()
+    yield re.sub(r"/[a-z_]*\?", f"/{name}?", url)
+
+
+def _env(url: str, home: Path, port: int) -> dict[str, str]:
+    return {
+        **os.environ, "DATABASE_URL": url, "SLIPWAY_HOME": str(home), "SLIPWAY_PORT": str(port), "SLIPWAY_API_KEY": "slp_bench",
+        "SLIPWAY_SECRET_KEYS": make_keys(), "SLIPWAY_PROJECT_CONCURRENCY": "100000",
+    }  # fmt: skip
+
+
+async def _over_http(url: str, home: Path) -> float:
+    await db.migrate(url)
+    port = 18999
+    env = _env(url, home, port)
+    keyring_text = env["SLIPWAY_SECRET_KEYS"]
+    keyring = parse_keys(keyring_text)
+    template = Template(home / "registry")
+    connection = await asyncpg.connect(url)
+    limits = httpx.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
+    async with process("api", env), process("worker", env):
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=30, trust_env=False) as client:
+
+            async def start(number: int) -> None:
+                answer = await client.post("/v1/builds", json=body(number), headers={"Authorization": "Bearer slp_bench"})
+                assert answer.status_code == 202, answer.text
+
+            async def finish(row: asyncpg.Record) -> None:
+                run_id, token = row["id"], keyring.run_token(row["id"], row["key_id"])
+                auth = {"Authorization": f"Bearer {token}"}
+                answer = await client.post(f"/v1/runs/{run_id}/claim", json={"instance": "i"}, headers=auth)
+                assert answer.status_code == 200, answer.text
+                repository = answer.json()["image"]["repository"]
+                template.put(repository)
+                raw = json.dumps(template.completion(repository, row["source_digest"])).encode()
+                stamp, message = str(int(time.time())), f"msg_{run_id}"
+                mac = hmac.digest(token.encode(), f"{message}.{stamp}.".encode() + raw, "sha256")
+                headers = auth | {
+                    "webhook-id": message, "webhook-timestamp": stamp, "webhook-signature": "v1," + base64.b64encode(mac).decode(),
+                    "content-type": "application/json",
+                }  # fmt: skip
+                answer = await client.post(f"/v1/runs/{run_id}/complete", content=raw, headers=headers)
+                assert answer.status_code == 200, answer.text
+
+            await drive(connection, start, finish, 50)
+            rate = await drive(connection, lambda n: start(n + 1000), finish, COUNT)
+    if os.environ.get("BENCH_STAGES"):
+        print(await connection.fetchrow("select avg(dispatched_at-created_at) q, avg(building_at-dispatched_at) d, avg(promoting_at-building_at) b, avg(finished_at-promoting_at) p from build"))
+        print(await connection.fetch("select avg(r.launched_at-r.created_at) l, avg(r.claimed_at-r.launched_at) c, avg(r.finished_at-r.claimed_at) f, avg(e.deploying_at-e.created_at) dp, avg(e.live_at-e.deploying_at) lv from run r join release e on e.build_id=r.build_id"))
+    await connection.close()
+    return rate
+
+
+async def _in_process(url: str, home: Path) -> float:
+    await db.migrate(url)
+    env = _env(url, home, 18998)
+    template = Template(home / "registry")
+    connection = await asyncpg.connect(url)
+    settings = Settings(
+        database_url=url, home=home, secret_keys=env["SLIPWAY_SECRET_KEYS"], api_key="slp_bench", project_concurrency=100000
+    )  # type: ignore[arg-type]
+    async with process("worker", env), open_context(settings, url, hold_local=False) as context:
+        server = await noop.join(context.catalog)
+        async with context.sessions.begin() as session:
+            await ensure_key(session, settings)
+            project = (await session.execute(db.select(Project))).scalar_one()
+
+        async def start(number: int) -> None:
+            async with context.sessions.begin() as session:
+                await submit.submit(context, session, project, BuildRequest.model_validate(body(number)))
+
+        async def finish(row: asyncpg.Record) -> None:
+            async with context.sessions.begin() as session:
+                run = await session.get(Run, row["id"])
+                assert run is not None
+                orders = await report.claim(context, session, run, "i")
+            repository = orders["image"]["repository"]
+            template.put(repository)
+            completion = report.Completion.model_validate(template.completion(repository, row["source_digest"]))
+            await report.complete(context, row["id"], "msg_1", completion)
+
+        await drive(connection, start, finish, 50)
+        rate = await drive(connection, lambda n: start(n + 1000), finish, COUNT)
+        server.close()
+    await connection.close()
+    return rate
+
+
+
+if __name__ == "__main__":
+    asyncio.run(run())
