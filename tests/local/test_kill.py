@@ -8,7 +8,7 @@ import pytest
 
 from app.platforms.base import Misconfigured, Phase, Ref, ServiceRef, ServiceSpec
 from app.platforms.local import procfs
-from app.platforms.local.processes import is_same, open_same
+from app.platforms.local.process import is_same, open_same
 from app.settings import Settings
 from tests.local.support import Machine, builder_spec
 from tests.platforms.contract import until

@@ -131,9 +131,13 @@ async def test_root_drops_its_uid(platform: LocalPlatform, service: ServiceSpec)
     await platform.builders.launch(spec)
     await platform.services.deploy(service)
     for name in (spec.name, service.release):
-        for pid in platform.processes.live[name].tree():
-            owner = Path(f"/proc/{pid}/status").read_text().split("Uid:")[1].split()[:4]
-            assert set(owner) == {"65532"}
+        process = platform.processes.live[name]
+        for pid in (process.record.pid, process.record.inner, *process.tree()):
+            status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            assert set(status["Uid"].split()) == set(status["Gid"].split()) == {"65532"}
+            assert status["Groups"].split() == []
+            if pid == process.record.pid:
+                assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}
 
 
 async def test_secrets_are_in_no_command_line_and_no_file(machine: Machine, service: ServiceSpec) -> None:

@@ -18,7 +18,8 @@ from app.platforms.base import Platform, ServiceRef, Traits
 from app.platforms.local import toolchain
 from app.platforms.local.builders import PROGRAM, LocalBuilders
 from app.platforms.local.limits import Watch, machine
-from app.platforms.local.processes import Process, Processes
+from app.platforms.local.process import Process
+from app.platforms.local.processes import Processes
 from app.platforms.local.rootfs import Images
 from app.platforms.local.seed import Progress, Seed
 from app.platforms.local.services import START_SECONDS, STOP_GRACE, LocalServices

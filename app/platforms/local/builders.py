@@ -8,7 +8,8 @@ from pathlib import Path
 
 from app.platforms.base import BuilderSpec, Found, Inspection, Launched, Listing, LogLine, Phase, Ref, Size
 from app.platforms.local import limits, sandbox, seed
-from app.platforms.local.processes import Command, Process, Processes, tail
+from app.platforms.local.process import Command, Process, tail
+from app.platforms.local.processes import Processes
 from app.platforms.local.sandbox import Mount
 from app.platforms.local.spawner import Spawner
 from app.platforms.local.state import remove_tree

@@ -16,7 +16,8 @@ from resource import RLIMIT_CORE, RLIMIT_DATA, RLIMIT_FSIZE, RLIMIT_NOFILE, RLIM
 
 from app.platforms.base import Size, Unsupported
 from app.platforms.local import procfs
-from app.platforms.local.processes import Process, Processes
+from app.platforms.local.process import Process
+from app.platforms.local.processes import Processes
 from app.settings import MIB
 
 WATCH_SECONDS = 0.2

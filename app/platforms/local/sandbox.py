@@ -1,6 +1,6 @@
 """Command lines of bubblewrap for builders, services, the seed and the probe: pure functions.
 
-Secrets never get in here: they travel in a file that only bubblewrap reads, while a command line is open to everybody. All sandboxes
+Secrets never get in here: they travel in a file that only bubblewrap reads; a command line is open to everybody. All sandboxes
 share the host's network: builders talk to the control plane and to GOPROXY (the builder drops the network for the
 compile phase itself, so user namespaces stay usable inside), services listen on loopback. ``local`` is therefore no
 tenant boundary: whoever runs here can reach what listens on this machine's loopback.

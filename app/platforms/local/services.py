@@ -6,6 +6,7 @@ as long as the port is free. What listens is believed only when the socket is an
 
 All services share the host's loopback with each other and with everything else on this machine: no tenant boundary.
 """
+# Over 250 lines: one verb of the Protocol after the other, over one table of releases.
 
 import asyncio
 import json
@@ -33,7 +34,8 @@ from app.platforms.base import (
 )
 from app.platforms.local import limits, ports, procfs, sandbox
 from app.platforms.local.builders import is_ours, look, read_log
-from app.platforms.local.processes import Command, Process, Processes, tail
+from app.platforms.local.process import Command, Process, tail
+from app.platforms.local.processes import Processes
 from app.platforms.local.rootfs import Image, Images
 from app.platforms.local.state import Seal, read_all, write_json
 from app.platforms.local.toolchain import Toolchain

@@ -12,11 +12,11 @@ import os
 import platform
 import resource
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar
 
 from app.embedded import launcher
 from app.embedded.reach import Account
@@ -27,8 +27,16 @@ T = TypeVar("T")
 ACCOUNT = Account("slipway", 65532, 65532)
 """A number of our own: neither PostgreSQL's account nor anybody's on this machine."""
 
-#: System call numbers of setresuid and setresgid (asm/unistd.h). The C library's functions would change all threads.
-_SETRES = {"x86_64": (117, 119), "aarch64": (147, 149)}
+
+class _Calls(NamedTuple):
+    """System call numbers (asm/unistd.h); the C library's functions would change the ids of all threads."""
+
+    setresuid: int
+    setresgid: int
+    setgroups: int
+
+
+_CALLS = {"x86_64": _Calls(117, 119, 116), "aarch64": _Calls(147, 149, 159)}.get(platform.machine(), _Calls(0, 0, 0))
 
 
 class Drop(TypedDict, total=False):
@@ -62,8 +70,11 @@ class Spawner:
 
     def _uncover(self) -> None:
         if self.account is not None:
+            if _CALLS.setresuid == 0:
+                raise OSError(f"running as root is not supported on {platform.machine()}")
             keep = [str(path) for path in self._keep if path.exists()]
             launcher.uncover(self._libc, keep, self.account.uid, self.account.gid)
+            self._syscall(_CALLS.setgroups, 0, 0)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run blocking work in the thread; once begun it is not interrupted by cancellation."""
@@ -84,47 +95,55 @@ class Spawner:
     def popen(
         self, argv: Sequence[str], env: dict[str, str], pass_fds: Sequence[int], output: int, cwd: str | None
     ) -> int:
-        """Fork and exec inside the thread; returns the process id, which the caller has to reap."""
-        process = subprocess.Popen(
-            argv,
-            env=env,
-            pass_fds=pass_fds,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=cwd,
-            start_new_session=True,
-            **self.drop(),
-        )
+        """Fork and exec inside the thread; returns the process id, which the caller has to reap.
+
+        The child takes the thread's credentials. Letting ``subprocess`` change them would rule out vfork, and to copy
+        the page tables of a whole control plane costs milliseconds of every wake.
+        """
+        with self._as_account():
+            process = subprocess.Popen(
+                argv,
+                env=env,
+                pass_fds=pass_fds,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=cwd,
+                start_new_session=True,
+            )
         process.returncode = 0  # the watcher reaps it by pidfd; Popen must neither wait for it nor warn
         return process.pid
 
     def limit(self, pid: int, limits: dict[int, int]) -> None:
         """Lower resource limits of a process of ours inside the thread.
 
-        prlimit(2) asks for equal real ids or CAP_SYS_RESOURCE, which a container's root lacks. So the thread, and it
-        alone, takes the account's real ids for that moment.
+        prlimit(2) asks for equal real ids or CAP_SYS_RESOURCE, which a container's root lacks.
         """
-        if self.account:
-            self._real_ids(self.account.uid, self.account.gid)
-        try:
+        with self._as_account(), suppress(ProcessLookupError):
             for name, value in limits.items():
                 _, hard = resource.prlimit(pid, name)
                 bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-                with suppress(ProcessLookupError):
-                    resource.prlimit(pid, name, (bound, bound))
-        except ProcessLookupError:
-            pass
-        finally:
-            if self.account:
-                self._real_ids(0, 0)
+                resource.prlimit(pid, name, (bound, bound))
 
-    def _real_ids(self, uid: int, gid: int) -> None:
-        numbers = _SETRES.get(platform.machine())
-        if numbers is None:
-            raise Misconfigured("local", "start", f"running as root is not supported on {platform.machine()}")
-        keep = ctypes.c_long(-1)
-        for number, value in zip(numbers, (uid, gid), strict=True):
-            if self._libc.syscall(ctypes.c_long(number), ctypes.c_long(value), keep, keep) != 0:
-                code = ctypes.get_errno()
-                raise OSError(code, f"{errno.errorcode.get(code)} while changing the thread's real ids")
+    @contextmanager
+    def _as_account(self) -> Iterator[None]:
+        """Let the thread, and it alone, be the account for a moment; the saved ids stay root's until an exec."""
+        if self.account is None:
+            yield
+            return
+        self._set_ids(self.account.uid, self.account.gid)
+        try:
+            yield
+        finally:
+            self._set_ids(0, 0)
+
+    def _set_ids(self, uid: int, gid: int) -> None:
+        # Towards root the user id goes first, away from it last: only root may choose its group.
+        calls = ((_CALLS.setresuid, uid), (_CALLS.setresgid, gid))
+        for number, value in calls if uid == 0 else reversed(calls):
+            self._syscall(number, value, value, -1)
+
+    def _syscall(self, number: int, *values: int) -> None:
+        if self._libc.syscall(ctypes.c_long(number), *(ctypes.c_long(v) for v in values)) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"{errno.errorcode.get(code)} while changing the thread's credentials")
