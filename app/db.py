@@ -66,9 +66,10 @@ def create_sessions(engine: AsyncEngine) -> Sessions:
 
 
 @asynccontextmanager
-async def snapshot(sessions: Sessions) -> AsyncIterator[AsyncSession]:
-    """Open a session for reading only."""
+async def reading(sessions: Sessions) -> AsyncIterator[AsyncSession]:
+    """Open a session whose statements each stand alone: no BEGIN and no ROLLBACK to wait for. For reading only."""
     async with sessions() as session:
+        await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
         yield session
 
 

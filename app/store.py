@@ -83,8 +83,10 @@ async def move(
         .execution_options(synchronize_session=False)
     )
     fresh = statement.returning(model).execution_options(populate_existing=True)
-    if not (await session.execute(fresh)).scalars().all():
+    if (await session.execute(fresh)).scalar_one_or_none() is None:
         return False
+    if row not in session:
+        row.status = to  # type: ignore[assignment]  # read in an earlier session: its status is kept true
     record(session, row, f"{model.__tablename__}.{to}", event)
     return True
 

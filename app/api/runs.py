@@ -10,6 +10,7 @@ from app.api.deps import Ctx, Db, Token, read_body
 from app.api.problems import from_validation, responses
 from app.api.schemas import Answer
 from app.builds import report
+from app.db import reading
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"], responses=responses(403, 404, 409, 410))
 
@@ -121,7 +122,7 @@ async def complete_run(
     webhook_signature: Annotated[str, Header(max_length=1024)],
 ) -> CompletionAnswer:
     """Take the builder's last word: signed, once, and checked against the registry."""
-    async with context.sessions() as session:
+    async with reading(context.sessions) as session:
         await report.authenticate(context, session, run_id, token)
     raw = await read_body(request, context.settings.max_completion_bytes, "a completion")
     report.verify_signature(token, webhook_id, webhook_timestamp, webhook_signature, raw)

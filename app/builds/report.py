@@ -23,7 +23,7 @@ from app import faults, store
 from app.builds import slots, sources
 from app.builds.ending import ANOTHER_TRY, end_run, lock, requeue
 from app.context import Context
-from app.db import moment
+from app.db import moment, reading
 from app.errors import Refusal, conflict, forbidden, invalid, unauthorized, unavailable
 from app.ids import is_id, new_id
 from app.images.access import PushGrant
@@ -304,7 +304,7 @@ async def complete(context: Context, run_id: str, message_id: str, completion: C
     On success the image is checked in the registry first, outside any transaction; the artifact, both moves, the release
     and the next job are then one transaction. Raises 503 while the registry does not answer: the builder tries again.
     """
-    async with context.sessions() as session:
+    async with reading(context.sessions) as session:
         pair = select(Build, Run).join(Run, Run.build_id == Build.id).where(Run.id == run_id)
         build, run = (await session.execute(pair)).one().tuple()
         if (answer := _known_answer(run, message_id)) is not None:

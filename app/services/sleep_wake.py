@@ -18,9 +18,10 @@ from sqlalchemy.sql import ColumnElement
 
 from app import faults, outbox, queue, store
 from app.context import Context
+from app.db import reading
 from app.lifecycle import Reason, ServiceStatus
 from app.models import Release, Service
-from app.platforms.base import Address, PlatformError, Services, StartFailed
+from app.platforms.base import Address, PlatformError, StartFailed
 from app.services.release import ref_of
 
 log = structlog.get_logger()
@@ -43,30 +44,23 @@ class WakeFailed(Exception):
         return self.message
 
 
-@dataclass(frozen=True)
-class _Seen:
-    service: Service
-    status_age: float
-
-
 async def wake(context: Context, service_id: str) -> Address:
     """Return the address of the service's running instance, starting it if it sleeps. Raises WakeFailed."""
     until, pause = time.monotonic() + context.settings.wake_timeout_seconds, 0.005
     while True:
-        seen = await _look(context, service_id)
-        service = seen.service
+        service, release, status_age = await _look(context, service_id)
         if service.status == ServiceStatus.RUNNING and service.address and service.instance_id:
             return Address(url=service.address, instance_id=service.instance_id)
         if service.status == ServiceStatus.PENDING:
             raise WakeFailed(f"Service {service.name} has no live release yet.", retry_after=5)
         if service.status in {ServiceStatus.DELETING, ServiceStatus.DELETED}:
             raise WakeFailed(f"Service {service.name} was deleted.", reason="deleted", retry_after=60)
-        if service.status == ServiceStatus.FAILED and seen.status_age < FAILED_PAUSE_SECONDS:
-            wait = max(1.0, FAILED_PAUSE_SECONDS - seen.status_age)
+        if service.status == ServiceStatus.FAILED and status_age < FAILED_PAUSE_SECONDS:
+            wait = max(1.0, FAILED_PAUSE_SECONDS - status_age)
             raise WakeFailed(service.message or "The service did not start.", service.reason, wait)
         if service.status in {ServiceStatus.ASLEEP, ServiceStatus.FAILED}:
             begun = await _begin_wake(context, service)
-            if begun and (address := await start(context, service_id)) is not None:
+            if begun and (address := await _start(context, service, release)) is not None:
                 return address
             continue
         if time.monotonic() > until:
@@ -75,13 +69,15 @@ async def wake(context: Context, service_id: str) -> Address:
         pause = min(pause * 1.5, 0.05)
 
 
-async def _look(context: Context, service_id: str) -> _Seen:
-    async with context.sessions() as session:
-        statement = select(Service, func.clock_timestamp() - Service.status_at).where(Service.id == service_id)
-        row = (await session.execute(statement)).one_or_none()
+async def _look(context: Context, service_id: str) -> tuple[Service, Release | None, float]:
+    """Return the service, its live release, and for how many seconds it has been in its status."""
+    age = func.extract("epoch", func.clock_timestamp() - Service.status_at)
+    statement = select(Service, Release, age).outerjoin(Release, Release.id == Service.live_release_id)
+    async with reading(context.sessions) as session:
+        row = (await session.execute(statement.where(Service.id == service_id))).one_or_none()
     if row is None:
         raise WakeFailed("There is no such service.", reason="deleted", retry_after=60)
-    return _Seen(row[0], row[1].total_seconds())
+    return row[0], row[1], float(row[2])
 
 
 async def _begin_wake(context: Context, service: Service) -> bool:
@@ -96,10 +92,16 @@ async def _begin_wake(context: Context, service: Service) -> bool:
 
 async def start(context: Context, service_id: str) -> Address | None:
     """Start a service that is waking, if its platform is in this process; None when it is not or the row moved on."""
+    service, release, _ = await _look(context, service_id)
+    return await _start(context, service, release) if service.status == ServiceStatus.WAKING else None
+
+
+async def _start(context: Context, service: Service, release: Release | None) -> Address | None:
     begun = time.monotonic()
-    service, release, services = await _parts(context, service_id)
-    if service.status != ServiceStatus.WAKING or release is None or services is None:
+    platform = context.platform(service.platform)
+    if release is None or platform is None or platform.services is None:
         return None
+    services = platform.services
     try:
         async with asyncio.timeout(context.settings.wake_timeout_seconds):
             address = await services.wake(ref_of(context, release))
@@ -164,12 +166,13 @@ async def sleep(context: Context, service_id: str, *, only_if: tuple[ColumnEleme
 
 async def stop(context: Context, service_id: str) -> None:
     """Stop a service that is going to sleep, if its platform is in this process; reconcile tries again if that fails."""
-    service, release, services = await _parts(context, service_id)
-    if service.status != ServiceStatus.SLEEPING or release is None or services is None:
+    service, release, _ = await _look(context, service_id)
+    platform = context.platform(service.platform)
+    if service.status != ServiceStatus.SLEEPING or release is None or platform is None or platform.services is None:
         return
     try:
         async with asyncio.timeout(context.settings.wake_timeout_seconds):
-            await services.sleep(ref_of(context, release))
+            await platform.services.sleep(ref_of(context, release))
     except (PlatformError, TimeoutError) as e:
         log.warning("sleep will be tried again", service_id=service_id, error=str(e) or type(e).__name__)
         return
@@ -194,16 +197,6 @@ async def mark_down(context: Context, service_id: str, instance_id: str, message
             message=message,
             event={"message": message or "The instance ended by itself.", "instance_id": instance_id},
         )
-
-
-async def _parts(context: Context, service_id: str) -> tuple[Service, Release | None, Services | None]:
-    async with context.sessions() as session:
-        service = await session.get(Service, service_id)
-        if service is None:
-            raise WakeFailed("There is no such service.", reason="deleted", retry_after=60)
-        release = await session.get(Release, service.live_release_id) if service.live_release_id else None
-    platform = context.platform(service.platform)
-    return service, release, platform.services if platform else None
 
 
 def _nudge(context: Context, session: AsyncSession, service: Service, job: queue.Job) -> None:
