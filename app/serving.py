@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import db, jobs
 from app.context import Context
@@ -131,11 +132,22 @@ async def _outside(settings: Settings, *, hold_local: bool = False) -> AsyncIter
             "set DATABASE_URL: a split installation shares one PostgreSQL (`slipway serve` brings its own)"
         )
     url = settings.database_url.get_secret_value()
+    await _check_schema(url)
     async with open_context(settings, url, hold_local=hold_local) as context:
-        async with context.sessions() as session:
-            if not await db.schema_is_current(session):
-                raise SetupError("the database's schema is not current; run `slipway migrate` first")
         yield context, url
+
+
+async def _check_schema(url: str) -> None:
+    engine = db.create_engine(url, pool_size=1)
+    try:
+        async with db.create_sessions(engine)() as session:
+            current = await db.schema_is_current(session)
+    except (SQLAlchemyError, OSError) as e:
+        raise SetupError(f"the database can't be reached: {_root(e)}") from e
+    finally:
+        await engine.dispose()
+    if not current:
+        raise SetupError("the database's schema is not current; run `slipway migrate` first")
 
 
 class Up:
