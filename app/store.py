@@ -86,7 +86,7 @@ async def move(
     if (await session.execute(fresh)).scalar_one_or_none() is None:
         return False
     if row not in session:
-        row.status = to  # type: ignore[assignment]  # read in an earlier session: its status is kept true
+        row.status = to  # read in an earlier session: its status is kept true
     record(session, row, f"{model.__tablename__}.{to}", event)
     return True
 
