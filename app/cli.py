@@ -10,12 +10,13 @@ from sqlalchemy import select
 
 from app import __version__, db, logs, serving
 from app.embedded.errors import EmbeddedError
+from app.ground import SetupError
 from app.leases import LeaseError
 from app.main import create_key, load_keyring
 from app.models import Project
 from app.platforms.base import PlatformError
 from app.secrets import KeysError, make_keys
-from app.serving import SetupError, Started
+from app.serving import Started
 from app.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)

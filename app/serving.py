@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import structlog
 import uvicorn
-from sqlalchemy.exc import SQLAlchemyError
 
 from app import db, jobs
 from app.context import Context
 from app.embedded.postgres import EmbeddedPostgres
 from app.gateway.run import serve_gateway
+from app.ground import SetupError, bind, check_schema
 from app.life import show_life
 from app.main import create_app, ensure_key, open_context
 from app.settings import Settings
@@ -23,10 +23,6 @@ log = structlog.get_logger()
 
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 SHUTDOWN_SECONDS = 15
-
-
-class SetupError(Exception):
-    """The process can't start as it is set up; the text says what to do."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +46,6 @@ async def database(settings: Settings) -> AsyncIterator[tuple[str, Callable[[], 
     async with EmbeddedPostgres(settings.home) as server:
         assert server.url is not None
         yield server.url, server.watch
-
-
-def bind(host: str, port: int, name: str) -> socket.socket:
-    """Bind a listening socket before anything else starts; SetupError when the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as e:
-        listener.close()
-        raise SetupError(
-            f"{name}: can't listen on {host}:{port} ({e.strerror}); choose another by SLIPWAY_{name}"
-        ) from e
-    listener.setblocking(False)
-    return listener
 
 
 async def serve(settings: Settings, announce: Announce) -> None:
@@ -132,22 +112,9 @@ async def _outside(settings: Settings, *, hold_local: bool = False) -> AsyncIter
             "set DATABASE_URL: a split installation shares one PostgreSQL (`slipway serve` brings its own)"
         )
     url = settings.database_url.get_secret_value()
-    await _check_schema(url)
+    await check_schema(url)
     async with open_context(settings, url, hold_local=hold_local) as context:
         yield context, url
-
-
-async def _check_schema(url: str) -> None:
-    engine = db.create_engine(url, pool_size=1)
-    try:
-        async with db.create_sessions(engine)() as session:
-            current = await db.schema_is_current(session)
-    except (SQLAlchemyError, OSError) as e:
-        raise SetupError(f"the database can't be reached: {_root(e)}") from e
-    finally:
-        await engine.dispose()
-    if not current:
-        raise SetupError("the database's schema is not current; run `slipway migrate` first")
 
 
 class Up:
