@@ -63,6 +63,10 @@ async def dispatch(context: Context, build_id: str) -> None:
                 if build.status == BuildStatus.QUEUED:
                     await slots.hold(session, build_id)
                 return
+            if build.status == BuildStatus.QUEUED and chosen.id != build.id:
+                # Another's turn: this one's nudge is used up, so it gets one more, by which it is launched or held.
+                host_bound = context.catalog.host_bound(build.builder_platform)
+                outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, once=False))
             build, run = chosen, await _claim(context, session, chosen)
     faults.at("dispatch.claimed")
     async with claimed(context, run):
@@ -140,7 +144,8 @@ async def _renew(context: Context, run: Run, every: float) -> None:
 async def _launch(context: Context, build: Build, run: Run) -> None:
     platform = context.platform(run.platform)
     if platform is None or platform.builders is None:
-        await _give_up(context, build, run, Reason.PLATFORM_MISCONFIGURED, f"{run.platform} is not offered any more", 0)
+        message = f"{run.platform} is not offered any more"
+        await _give_up(context, build, run, Reason.PLATFORM_MISCONFIGURED, message, MISCONFIGURED_SECONDS)
         return
     if run.launch_tries > LAUNCH_TRIES:
         message = f"The launch on {run.platform} was tried {LAUNCH_TRIES} times without an answer."

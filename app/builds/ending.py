@@ -30,8 +30,9 @@ async def lock(session: AsyncSession, run_id: str) -> tuple[Build, Run]:
     Everywhere rows are locked in the order service, build, run, release, so that nobody waits in a circle.
     """
     statement = select(Build, Run).join(Run, Run.build_id == Build.id).where(Run.id == run_id)
-    row = await session.execute(statement.with_for_update().execution_options(populate_existing=True))
-    return row.one().tuple()
+    pair = await session.execute(statement.with_for_update().execution_options(populate_existing=True))
+    build, run = pair.one()
+    return build, run
 
 
 async def end_run(

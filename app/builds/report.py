@@ -19,7 +19,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, store
+from app import faults, outbox, store
 from app.builds import slots, sources
 from app.builds.ending import ANOTHER_TRY, end_run, lock, requeue
 from app.context import Context
@@ -164,6 +164,7 @@ async def claim(context: Context, session: AsyncSession, run: Run, instance: str
             "deadline_at": until,
         }
         await store.move(session, run, RunStatus.RUNNING, event={"instance": instance}, **values)
+        outbox.mark(session, "claim.committed")
         if build.status == BuildStatus.DISPATCHING:
             await store.move(session, build, BuildStatus.BUILDING, next_check_at=None)
     elif run.instance != instance:
@@ -306,7 +307,7 @@ async def complete(context: Context, run_id: str, message_id: str, completion: C
     """
     async with reading(context.sessions) as session:
         pair = select(Build, Run).join(Run, Run.build_id == Build.id).where(Run.id == run_id)
-        build, run = (await session.execute(pair)).one().tuple()
+        build, run = (await session.execute(pair)).one()
         if (answer := _known_answer(run, message_id)) is not None:
             return answer
         if run.instance != completion.instance:

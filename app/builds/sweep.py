@@ -69,7 +69,8 @@ async def _quiet_builds(context: Context, session: AsyncSession) -> int:
     )
     rows = (await session.execute(due)).scalars().all()
     for build in rows:
-        build.next_check_at = func.now() + seconds(AGAIN_SECONDS)
+        if build.status == BuildStatus.QUEUED:  # a launch that was cut short stays due until somebody takes it up
+            build.next_check_at = func.now() + seconds(AGAIN_SECONDS)
         _nudge(context, session, build)
     return len(rows)
 
