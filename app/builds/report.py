@@ -11,10 +11,10 @@ import hmac
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -63,12 +63,21 @@ class Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+def _without_nul(value: object) -> object:
+    """What a compiler prints may hold NUL, which PostgreSQL takes neither as text nor in JSON."""
+    return value.replace("\x00", "�") if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_without_nul)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
 class BuiltImage(Lenient):
     """Where the image was pushed."""
 
-    repository: str = Field(max_length=255)
+    repository: Text = Field(max_length=255)
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-    size: int = Field(ge=0)
+    size: Count
 
 
 class BuiltSource(Lenient):
@@ -81,18 +90,18 @@ class BuiltSource(Lenient):
 class Diagnostic(Lenient):
     """One message of the compiler."""
 
-    file: str = Field("", max_length=1024)
-    line: int | None = Field(None, ge=0)
-    column: int | None = Field(None, ge=0)
-    message: str = Field(max_length=4096)
+    file: Text = Field("", max_length=1024)
+    line: Count | None = None
+    column: Count | None = None
+    message: Text = Field(max_length=4096)
 
 
 class Module(Lenient):
     """One module that was compiled in."""
 
-    path: str = Field(max_length=1024)
-    version: str = Field("", max_length=256)
-    sum: str | None = Field(None, max_length=256)
+    path: Text = Field(max_length=1024)
+    version: Text = Field("", max_length=256)
+    sum: Text | None = Field(None, max_length=256)
 
 
 class Completion(Lenient):
@@ -101,15 +110,15 @@ class Completion(Lenient):
     instance: str = Field(min_length=1, max_length=128)
     status: Literal["succeeded", "failed"]
     reason: str | None = Field(None, max_length=64)
-    message: str | None = Field(None, max_length=16384)
-    exit_code: int | None = None
+    message: Text | None = Field(None, max_length=16384)
+    exit_code: int | None = Field(None, ge=-(2**31), lt=2**31)
     image: BuiltImage | None = None
     source: BuiltSource | None = None
-    toolchain: dict[str, str] = Field(default_factory=dict)
+    toolchain: dict[Text, Text] = Field(default_factory=dict)
     isolation: Literal["netns", "goproxy_off", "none"] | None = None
     modules: list[Module] = Field(default_factory=list, max_length=2000)
     diagnostics: list[Diagnostic] = Field(default_factory=list, max_length=200)
-    timings: dict[str, float] = Field(default_factory=dict)
+    timings: dict[Text, FiniteFloat] = Field(default_factory=dict)
 
 
 # --------------------------------------------------------------------------------------------------- who is calling
@@ -375,8 +384,8 @@ async def _inspect(
             check_runnable(info, goarch=build.spec["build"]["goarch"], max_bytes=context.settings.max_image_bytes)
     except (ImageInvalid, ImageNotFound) as e:
         return None, f"The image is not what was reported: {e}"
-    except (RegistryError, TimeoutError) as e:
-        log.warning("image can't be inspected", run_id=run.id, error=str(e))
+    except (RegistryError, OSError) as e:  # OSError: a time-out, or the embedded registry's disk
+        log.warning("image can't be inspected", run_id=run.id, error=str(e) or type(e).__name__)
         raise unavailable("The registry does not answer; try again.", reason="registry_unavailable") from e
     return info, None
 

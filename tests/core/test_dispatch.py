@@ -51,12 +51,12 @@ async def test_a_slow_launch_renews_its_claim(here: World) -> None:
         await gate.reached()
         await here.ago(build, "next_check_at")
 
-        async def renewed() -> object:
-            return (await here.sql("select next_check_at > now() as ok from build"))[0].ok
+        async def renewed() -> bool:
+            return bool((await here.sql("select next_check_at > now() as ok from build"))[0].ok)
 
         assert not await renewed()
         async with dispatch.claimed(here.context, await here.run_of(build), every=0.01):
-            await eventually(renewed)
+            assert await eventually(renewed)
         gate.go.set()
     assert (await here.one(Build, id=build.id)).status == "building"
 

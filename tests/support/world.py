@@ -288,22 +288,25 @@ class Builder:
         size = len(layer) + len(blob) + len(manifest)
         return {"repository": grant["repository"], "digest": digest(manifest), "size": size}
 
+    def sign(self, raw: bytes, stamp: object) -> str:
+        mac = hmac.digest(self.token.encode(), f"{self.webhook_id}.{stamp}.".encode() + raw, hashlib.sha256)
+        return f"v1,{base64.b64encode(mac).decode()}"
+
     async def complete(self, body: Json | None = None, *, raw: bytes | None = None, **how: Any) -> httpx.Response:
         """Send the completion, signed; ``how`` may say another ``token``, ``signature``, ``timestamp``, ``run_id``."""
         raw = raw if raw is not None else json.dumps({"instance": self.instance, **(body or {})}).encode()
         stamp = str(how.get("timestamp", int(time.time())))
-        mac = hmac.digest(self.token.encode(), f"{self.webhook_id}.{stamp}.".encode() + raw, hashlib.sha256)
         headers = {
             "Authorization": f"Bearer {how.get('token', self.token)}",
             "Content-Type": "application/json",
             "webhook-id": self.webhook_id,
             "webhook-timestamp": stamp,
-            "webhook-signature": how.get("signature", f"v1,{base64.b64encode(mac).decode()}"),
+            "webhook-signature": how.get("signature", self.sign(raw, stamp)),
         }
         url = f"/v1/runs/{how.get('run_id', self.run_id)}/complete"
         return await self.world.http.post(url, content=raw, headers=headers)
 
-    def success(self, image: Json, orders: Json, **more: Any) -> Json:
+    def success(self, image: Json, orders: Json, /, **more: Any) -> Json:
         """Return the body of a good completion."""
         return {
             "status": "succeeded",
