@@ -26,6 +26,7 @@ from app.db import plain_dsn
 from app.queue import SETTINGS, Job, entrypoint, queries
 from app.services import delete, promote, retire, sleep_wake
 from app.services import sweep as services_sweep
+from app.takeover import take_over
 
 log = structlog.get_logger()
 
@@ -62,6 +63,7 @@ async def work(
     ``host_bound_only`` no others, since ``worker --local`` is not told what the other platforms need.
     """
     logging.getLogger("pgqueuer").setLevel(logging.WARNING)
+    await take_over(context)
     async with _connection(database_url) as connection:
         driver = AsyncpgDriver(connection)
         pgq = PgQueuer(driver, channel=Channel(SETTINGS.channel), queries=queries(driver))

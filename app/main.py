@@ -80,7 +80,9 @@ async def open_context(
         catalog = Catalog(entries=entries(settings))
         if hold_local and catalog.usable("local"):
             await stack.enter_async_context(leases.held(sessions, f"local:{socket.gethostname()}"))
-            owned = await stack.enter_async_context(local.create(settings, keyring.derive("local-records")))
+            owned = await stack.enter_async_context(
+                local.create(settings, keyring.derive("local-records"), fault=faults.at)
+            )
             catalog.held["local"] = owned.platform
         yield Context(
             settings=settings,

@@ -12,6 +12,7 @@ from sqlalchemy import event, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from app import faults
 from app.models import Event
 from app.queue import SETTINGS, Nudge
 
@@ -35,6 +36,11 @@ def enqueue(session: AsyncSession, *nudges: Nudge) -> None:
     session.info.setdefault("nudges", []).extend(nudges)
 
 
+def mark(session: AsyncSession, point: str) -> None:
+    """Name the fault point right after this transaction's commit, which its caller makes."""
+    session.info.setdefault("points", []).append(point)
+
+
 @event.listens_for(OutboxSession, "before_commit")
 def _write(session: Session) -> None:
     events, nudges = session.info.pop("events", None), session.info.pop("nudges", None)
@@ -45,10 +51,17 @@ def _write(session: Session) -> None:
         session.connection().exec_driver_sql(_ENQUEUE, _parameters(nudges))
 
 
+@event.listens_for(OutboxSession, "after_commit")
+def _committed(session: Session) -> None:
+    for point in session.info.pop("points", ()):
+        faults.at(point)
+
+
 @event.listens_for(OutboxSession, "after_soft_rollback")
 def _forget(session: Session, _transaction: object) -> None:
     session.info.pop("events", None)
     session.info.pop("nudges", None)
+    session.info.pop("points", None)
 
 
 def _parameters(nudges: list[Nudge]) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from pgqueuer.adapters.persistence.qb import QueryBuilderEnvironment, QueryQueue
 from pgqueuer.domain.settings import DBSettings
 from pgqueuer.ports.driver import Driver
 from pgqueuer.queries import Queries
+from sqlalchemy import TextClause, text
 
 SETTINGS = DBSettings(db_schema="pgqueuer", prefix="")
 
@@ -76,3 +77,13 @@ def queries(driver: Driver) -> Queries:
         qbq=QueryQueueBuilder(SETTINGS),
         qbs=QuerySchedulerBuilder(SETTINGS),
     )
+
+
+def orphan(entrypoints: list[str]) -> TextClause:
+    """Return the statement that makes the running jobs of these names due at once: their worker is known to be dead.
+
+    PgQueuer takes a job over whose heartbeat is too old; ``to_timestamp(0)`` is older than any time-out.
+    """
+    table = f'"{SETTINGS.db_schema}".{SETTINGS.queue_table}' if SETTINGS.db_schema else SETTINGS.queue_table
+    statement = f"update {table} set heartbeat = to_timestamp(0) where status = 'picked' and entrypoint = any(:names)"  # noqa: S608 - our own names
+    return text(statement).bindparams(names=entrypoints)

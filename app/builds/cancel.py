@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import store
+from app import outbox, store
 from app.builds import slots
 from app.builds.ending import end_run
 from app.context import Context
@@ -25,6 +25,7 @@ async def cancel(context: Context, session: AsyncSession, build: Build, *, messa
     reason = Reason.CANCELED_BY_USER
     text = store.explain(reason, message)
     await store.move(session, build, BuildStatus.CANCELED, reason=reason, message=text, event={"reason": reason})
+    outbox.mark(session, "cancel.committed")
     open_runs = select(Run).where(Run.build_id == build.id, Run.finished_at.is_(None)).with_for_update()
     for run in (await session.execute(open_runs)).scalars():
         await end_run(context, session, run, RunStatus.CANCELED, reason=reason, message=text)

@@ -36,6 +36,7 @@ async def cleanup(context: Context, run_id: str) -> None:
     platform = context.platform(run.platform)
     if platform is None or platform.builders is None:
         return
+    faults.at("cleanup.begun")
     try:
         async with asyncio.timeout(CALL_SECONDS):
             await platform.builders.stop(ref_of(run))
@@ -70,8 +71,10 @@ async def check(context: Context, run_id: str) -> None:
         return
     if not past and seen is not None and seen.phase is Phase.GONE and run.status == RunStatus.LAUNCHING:
         return  # perhaps not there yet: the launch itself, or the deadline, decides
+    faults.at("check.inspected")
     async with context.sessions.begin() as session:
         await _lose(context, session, run, seen, tail, past=past)
+    faults.at("check.recorded")
 
 
 async def _lose(

@@ -26,6 +26,7 @@ async def request(context: Context, session: AsyncSession, service: Service) -> 
     check = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, CALL_SECONDS + 10)
     await store.move(session, service, ServiceStatus.DELETING, deleted_at=func.now(), address=None, next_check_at=check)
     await _nudge(context, session, service)
+    outbox.mark(session, "delete.committed")
     builds = select(Build).where(Build.service_id == service.id, Build.status.in_(OPEN_BUILD)).with_for_update()
     for build in (await session.execute(builds)).scalars():
         await cancel(context, session, build, message=GONE)
@@ -52,6 +53,7 @@ async def delete(context: Context, service_id: str) -> None:
             return
         releases = select(Release).where(Release.service_id == service_id, Release.retired_at.is_(None))
         latest = {r.platform: r for r in (await session.execute(releases.order_by(Release.number))).scalars()}
+    faults.at("delete.begun")
     for name, release in latest.items():
         platform = context.platform(name)
         if platform is None or platform.services is None:
@@ -81,3 +83,4 @@ async def delete(context: Context, service_id: str) -> None:
         await session.execute(sql_delete(SecretVersion).where(SecretVersion.service_id == service_id))
         await session.execute(sql_delete(GatewayLease).where(GatewayLease.service_id == service_id))
         await store.move(session, service, ServiceStatus.DELETED, live_release_id=None, address=None, instance_id=None)
+    faults.at("delete.recorded")

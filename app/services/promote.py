@@ -101,6 +101,7 @@ async def promote(context: Context, release_id: str) -> None:
         faults.at("promote.activated")
     except Gated as e:
         await _not_live(context, claimed, e)
+        faults.at("promote.failed")
     else:
         async with context.sessions.begin() as session:
             await _switch(context, session, claimed, address)

@@ -64,6 +64,7 @@ async def create_release(
     )
     if build is None:
         artifact.last_used_at = func.now()
+        outbox.mark(session, "release.committed")
     store.record(session, release, "release.pending", {"number": release.number, "kind": kind})
     nudge(context, session, release)
     return release

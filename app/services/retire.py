@@ -37,6 +37,7 @@ async def retire(context: Context, release_id: str) -> None:
     if platform is None or platform.services is None:
         return
     ref = ref_of(context, release)
+    faults.at("retire.begun")
     try:
         async with asyncio.timeout(CALL_SECONDS):
             await (platform.services.sleep(ref) if kept else platform.services.retire(ref))
@@ -44,9 +45,14 @@ async def retire(context: Context, release_id: str) -> None:
         log.warning("retiring will be tried again", release_id=release.id, error=str(e) or type(e).__name__)
         return
     faults.at("retire.retired")
+    await _record(context, release, kept=kept)
+    faults.at("retire.recorded")
+
+
+async def _record(context: Context, release: Release, *, kept: bool) -> None:
     async with context.sessions.begin() as session:
         values = {"next_check_at": None} if kept else {"next_check_at": None, "retired_at": func.now()}
-        await session.execute(update(Release).where(Release.id == release_id).values(**values))
+        await session.execute(update(Release).where(Release.id == release.id).values(**values))
         if not kept:
             return
         older = (

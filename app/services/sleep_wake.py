@@ -129,6 +129,7 @@ async def _start(context: Context, service: Service, release: Release | None) ->
             message=None,
             event={"instance_id": address.instance_id, "wake_ms": round(took, 1)},
         )
+    faults.at("wake.recorded")
     return address if moved else None
 
 
@@ -179,6 +180,7 @@ async def stop(context: Context, service_id: str) -> None:
     faults.at("sleep.stopped")
     async with context.sessions.begin() as session:
         await store.move(session, service, ServiceStatus.ASLEEP, next_check_at=None)
+    faults.at("sleep.recorded")
 
 
 async def mark_down(context: Context, service_id: str, instance_id: str, message: str | None = None) -> bool:
