@@ -1,0 +1,220 @@
+"""What all imitations share: a served API with named operations, misbehaviours on request, and a contract that watches.
+
+A platform's imitation subclasses ``Imitation``, lists its ``routes`` and keeps its state in plain attributes::
+
+    class KoyebImitation(Imitation):
+        name = "koyeb"
+        misbehaviours = {"429": Fault(429, {"message": "slow down"}, headers={"x-ratelimit-reset": "1"})}
+
+        def routes(self) -> Sequence[BaseRoute]:
+            return [self.route("create service", "POST", "/v1/services", self.create_service)]
+
+        async def create_service(self, request: Request) -> Response:
+            '''Take a service definition (koyeb.md §3.1).'''
+
+Each handler names the section of its source in its docstring. It answers, or raises ``Refused``. ``misbehave("429")`` makes the
+next fitting operation do that; ``requests`` is what came in; ``contract.violations`` is what was wrong with it.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from app.imitations.contracts import Amendments, Contract, Exchange, load
+from app.imitations.server import serving
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass
+class Refused(Exception):
+    """An answer that is not a success; ``body`` becomes JSON, a string stays text."""
+
+    status: int
+    body: Any
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One misbehaviour, for the next ``times`` requests of ``operations`` (all when empty).
+
+    It answers ``status`` and ``body`` instead of acting, or with ``after`` once it has acted all the same. Status 0 cuts the
+    connection without an answer; -1 never answers. ``checked`` False keeps it from the contract, which has no such answers.
+    """
+
+    status: int
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    operations: tuple[str, ...] = ()
+    after: bool = False
+    checked: bool = True
+    times: int = 1
+
+    def fits(self, operation: str) -> bool:
+        """Tell whether it is about this operation."""
+        return not self.operations or operation in self.operations
+
+
+#: What any platform may do; an imitation adds its own.
+COMMON: Mapping[str, Fault] = {
+    "cut before": Fault(0),
+    "cut after success": Fault(0, after=True),
+    "timeout after success": Fault(-1, after=True),
+    "500": Fault(500, {"error": "internal error"}, checked=False),
+    "503 text": Fault(503, "upstream connect error", checked=False),
+    "504 after success": Fault(504, "gateway time-out", after=True, checked=False),
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request that came in, and how it was answered (0: not at all)."""
+
+    operation: str
+    method: str
+    path: str
+    query: str
+    status: int
+    body: bytes = field(repr=False)
+
+
+class Imitation:
+    """One platform's stand-in. An async context manager: ``url`` is there inside of it.
+
+    ``folder`` is for what it keeps on disk, ``contracts`` the folder of official contracts, if any.
+    """
+
+    name: ClassVar[str]
+    contract_file: ClassVar[str]
+    amendments: ClassVar[Amendments] = Amendments()
+    misbehaviours: ClassVar[Mapping[str, Fault]] = {}
+
+    def __init__(self, folder: Path, *, contracts: Path | None = None, port: int = 0) -> None:
+        self.folder = folder
+        self.contract: Contract = load(contracts, self.contract_file, self.amendments)
+        self.requests: list[Seen] = []
+        self.url = ""
+        self._port = port
+        self._faults: list[Fault] = []
+        self._stack = AsyncExitStack()
+
+    def routes(self) -> Sequence[BaseRoute]:
+        """Return the API; see ``route``."""
+        raise NotImplementedError
+
+    async def opened(self, stack: AsyncExitStack) -> None:
+        """Start what else there is, once the API is served; what is pushed to ``stack`` ends with it."""
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self.url = await stack.enter_async_context(serving(Starlette(routes=self.routes()), port=self._port))
+            await self.opened(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def misbehave(self, name: str, *operations: str, times: int = 1, **changes: Any) -> None:
+        """Make the next requests of these operations (default: those the misbehaviour is about) go wrong in that way."""
+        fault = {**COMMON, **self.misbehaviours}[name]
+        changes |= {"operations": operations} if operations else {}
+        self._faults.append(replace(fault, times=times, **changes))
+
+    def count(self, operation: str) -> int:
+        """Return how often an operation was asked for."""
+        return sum(1 for r in self.requests if r.operation == operation)
+
+    def route(self, operation: str, method: str, path: str, handler: Handler) -> Route:
+        """Return a route that is recorded, may misbehave, and is checked against the contract."""
+
+        async def endpoint(request: Request) -> Response:
+            return await self._attend(operation, handler, request)
+
+        return Route(path, endpoint, methods=[method], name=operation)
+
+    async def _attend(self, operation: str, handler: Handler, request: Request) -> Response:
+        body = await request.body()
+        fault = self._take(operation)
+        if fault is None or fault.after:
+            try:
+                response = await handler(request)
+            except Refused as r:
+                response = _response(r.status, r.body, r.headers)
+        if fault is not None:
+            response = _response(fault.status, fault.body, fault.headers)
+        query = request.scope["query_string"].decode()
+        status = response.status_code if fault is None else max(fault.status, 0)
+        self.requests.append(Seen(operation, request.method, request.url.path, query, status, body))
+        if fault is None or (fault.checked and fault.status > 0):
+            self._check(request, query, body, response)
+        return response
+
+    def _take(self, operation: str) -> Fault | None:
+        for index, fault in enumerate(self._faults):
+            if fault.fits(operation):
+                if fault.times == 1:
+                    del self._faults[index]
+                else:
+                    self._faults[index] = replace(fault, times=fault.times - 1)
+                return fault
+        return None
+
+    def _check(self, request: Request, query: str, body: bytes, response: Response) -> None:
+        self.contract.check(
+            Exchange(
+                method=request.method,
+                path=request.url.path,
+                query=query,
+                headers=dict(request.headers),
+                body=body,
+                status=response.status_code,
+                answer_type=response.headers.get("content-type", ""),
+                answer=bytes(response.body),
+            )
+        )
+
+
+def _response(status: int, body: Any, headers: Mapping[str, str]) -> Response:
+    if status == 0:
+        return _Cut()
+    if status < 0:
+        return _Silence()
+    if isinstance(body, str):
+        return Response(body, status, dict(headers), "text/plain")
+    return Response(None, status, dict(headers)) if body is None else JSONResponse(body, status, dict(headers))
+
+
+class CutError(Exception):
+    """Ends a connection in the middle of an answer; the server notes it and closes the socket."""
+
+
+class _Cut(Response):
+    """Promises an answer and breaks off."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"2"), (b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{", "more_body": True})
+        raise CutError
+
+
+class _Silence(Response):
+    """Never answers; ends when the caller has gone."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        while message["type"] != "http.disconnect":
+            message = await receive()
