@@ -1,6 +1,7 @@
 """Remove the machine of a run that is over, and look at the machine of one that has gone quiet."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -12,7 +13,7 @@ from app.builds import slots
 from app.builds.ending import end_run, lock, requeue
 from app.context import Context
 from app.db import moment
-from app.lifecycle import Reason, RunStatus, is_terminal
+from app.lifecycle import OPEN_RUN, Reason, RunStatus, is_terminal
 from app.models import Build, Run, RunLog
 from app.platforms.base import Inspection, LogLine, Phase, PlatformError, Ref
 
@@ -20,6 +21,9 @@ log = structlog.get_logger()
 
 CALL_SECONDS = 60
 TAIL_LINES = 50
+OVERDUE_SECONDS = 120
+"""Past a deadline, this long is left to look at the machine and to keep its last words."""
+BATCH = 100
 
 
 def ref_of(run: Run) -> Ref:
@@ -69,12 +73,24 @@ async def check(context: Context, run_id: str) -> None:
         log.warning("run can't be looked at", run_id=run.id, error=str(e) or type(e).__name__)
     if not past and (seen is None or seen.phase in {Phase.STARTING, Phase.RUNNING}):
         return
-    if not past and seen is not None and seen.phase is Phase.GONE and run.status == RunStatus.LAUNCHING:
+    if not past and seen is not None and seen.phase is Phase.GONE and run.launched_at is None and run.instance is None:
         return  # perhaps not there yet: the launch itself, or the deadline, decides
     faults.at("check.inspected")
     async with context.sessions.begin() as session:
         await _lose(context, session, run, seen, tail, past=past)
     faults.at("check.recorded")
+
+
+async def end_overdue(context: Context) -> int:
+    """End runs that are long past their deadline: whoever could have looked at their machines is gone too."""
+    late = func.now() - timedelta(seconds=OVERDUE_SECONDS)
+    async with context.sessions() as session:
+        statement = select(Run).where(Run.status.in_(OPEN_RUN), Run.deadline_at < late).limit(BATCH)
+        runs = (await session.execute(statement)).scalars().all()
+    for run in runs:
+        async with context.sessions.begin() as session:
+            await _lose(context, session, run, None, [], past=True)
+    return len(runs)
 
 
 async def _lose(

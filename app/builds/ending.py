@@ -65,6 +65,10 @@ async def requeue(
     if spent or reason not in ANOTHER_TRY:
         await store.fail(session, build, reason, message, tried=tried[-20:])
         return
+    # Who had a builder may wait for another as long as anybody; who found none has waited already.
+    waited = reason in {Reason.NO_CAPACITY, Reason.PLATFORM_MISCONFIGURED}
+    again = func.now() + timedelta(seconds=context.settings.max_queued_seconds)
+    expiry: dict[str, Any] = {} if waited else {"deadline_at": again}
     moved = await store.move(
         session,
         build,
@@ -72,6 +76,7 @@ async def requeue(
         message=message,
         tried=tried[-20:],
         not_before=func.now() + timedelta(seconds=delay),
+        **expiry,
         next_check_at=func.now() + timedelta(seconds=delay + 10),
         event={"reason": reason, "message": message},
     )

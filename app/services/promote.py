@@ -51,6 +51,8 @@ PROBE_SECONDS = 5.0
 CALL_SECONDS = 60
 DEPLOYING_CHECK_SECONDS = 20
 PULL_TTL = timedelta(hours=1)
+OVERDUE_SECONDS = 180
+"""So long past its deadline no worker is at a release any more: each call it may be in has a shorter time-out."""
 
 
 @dataclass
@@ -385,6 +387,21 @@ async def _not_live(context: Context, claimed: Claimed, problem: Gated) -> None:
             nudge(context, session, release, delay=problem.again)
             return
         await _end(context, session, build, release, problem.reason, problem.message, **claimed.found)
+
+
+async def end_overdue(context: Context) -> int:
+    """End releases that are long past their deadline: nobody can bring them up, or it fails in a way nobody foresaw."""
+    late = func.now() - timedelta(seconds=OVERDUE_SECONDS)
+    async with context.sessions() as session:
+        statement = select(Release.id).where(Release.status == ReleaseStatus.DEPLOYING, Release.deadline_at < late)
+        ids = (await session.execute(statement.limit(100))).scalars().all()
+    for release_id in ids:
+        async with context.sessions.begin() as session:
+            _, build, release, _ = await _lock(session, release_id)
+            if release is not None and release.status == ReleaseStatus.DEPLOYING:
+                message = release.message or "It was not brought up in time, and nobody could say why."
+                await _end(context, session, build, release, Reason.INTERNAL_ERROR, message)
+    return len(ids)
 
 
 async def _end(
