@@ -1,6 +1,8 @@
 """End a build that nobody wants any more; its builder is told to stop and its machine removed."""
 
-from sqlalchemy import select
+from datetime import timedelta
+
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outbox, store
@@ -10,6 +12,8 @@ from app.context import Context
 from app.errors import conflict
 from app.lifecycle import BuildStatus, Reason, ReleaseStatus, RunStatus, is_terminal
 from app.models import Build, Release, Run
+from app.services import retire
+from app.services.release import next_pending
 
 
 async def cancel(context: Context, session: AsyncSession, build: Build, *, message: str | None = None) -> Build:
@@ -34,5 +38,7 @@ async def cancel(context: Context, session: AsyncSession, build: Build, *, messa
     if before == BuildStatus.PROMOTING and build.release_id:
         release = await session.get(Release, build.release_id, with_for_update=True)
         if release is not None and release.status in {ReleaseStatus.PENDING, ReleaseStatus.DEPLOYING}:
-            await store.fail(session, release, reason, text)
+            await store.fail(session, release, reason, text, next_check_at=func.now() + timedelta(seconds=30))
+            retire.nudge(context, session, release)
+            await next_pending(context, session, release.service_id)
     return build

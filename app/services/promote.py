@@ -43,7 +43,7 @@ from app.platforms.base import (
 )
 from app.secrets import KeysError, Sealed
 from app.services import retire
-from app.services.release import nudge, ref_of
+from app.services.release import next_pending, nudge, ref_of
 
 log = structlog.get_logger()
 
@@ -336,7 +336,8 @@ async def _switch(context: Context, session: AsyncSession, claimed: Claimed, add
     """Make the release the live one, in one transaction with everything that follows from it."""
     service, build, release, _ = await _lock(session, claimed.release.id)
     if service is None or release is None or release.status != ReleaseStatus.DEPLOYING:
-        return  # canceled, or switched by somebody who did the same work
+        _unwanted(context, session, release, claimed)  # or switched by somebody who did the same work
+        return
     if service.deleted_at is not None:
         gone = "The service was deleted."
         await _end(context, session, build, release, Reason.CANCELED_BY_USER, gone, **claimed.found)
@@ -368,7 +369,7 @@ async def _switch(context: Context, session: AsyncSession, claimed: Claimed, add
     )
     if build is not None and build.status == BuildStatus.PROMOTING:
         await store.move(session, build, BuildStatus.SUCCEEDED)
-    await _next_pending(context, session, service.id)
+    await next_pending(context, session, service.id)
 
 
 async def _not_live(context: Context, claimed: Claimed, problem: Gated) -> None:
@@ -376,6 +377,7 @@ async def _not_live(context: Context, claimed: Claimed, problem: Gated) -> None:
     async with context.sessions.begin() as session:
         _, build, release, _ = await _lock(session, claimed.release.id)
         if release is None or release.status != ReleaseStatus.DEPLOYING:
+            _unwanted(context, session, release, claimed)
             return
         late = (await session.execute(select(moment(release.deadline_at) < func.clock_timestamp()))).scalar_one()
         if problem.again is not None and not late:
@@ -387,6 +389,16 @@ async def _not_live(context: Context, claimed: Claimed, problem: Gated) -> None:
             nudge(context, session, release, delay=problem.again)
             return
         await _end(context, session, build, release, problem.reason, problem.message, **claimed.found)
+
+
+def _unwanted(context: Context, session: AsyncSession, release: Release | None, claimed: Claimed) -> None:
+    """Remove what came of a deploy whose release was canceled meanwhile: its removal may have come too early."""
+    if release is None or release.status != ReleaseStatus.FAILED or claimed.got is None:
+        return
+    for column, value in claimed.found.items():
+        setattr(release, column, value)
+    release.retired_at, release.next_check_at = None, func.now() + timedelta(seconds=5)
+    retire.nudge(context, session, release)
 
 
 async def end_overdue(context: Context) -> int:
@@ -420,7 +432,7 @@ async def _end(
     retire.nudge(context, session, release)
     if build is not None and not is_terminal(build.status):
         await store.fail(session, build, reason, message)
-    await _next_pending(context, session, release.service_id)
+    await next_pending(context, session, release.service_id)
 
 
 async def _next_pending(context: Context, session: AsyncSession, service_id: str) -> None:

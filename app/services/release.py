@@ -77,6 +77,20 @@ def nudge(context: Context, session: AsyncSession, release: Release, *, delay: f
     outbox.enqueue(session, job)
 
 
+async def next_pending(context: Context, session: AsyncSession, service_id: str) -> None:
+    """Let the newest waiting release of a service begin, now that none is being deployed; older ones end superseded."""
+    newest = (
+        select(Release)
+        .where(Release.service_id == service_id, Release.status == ReleaseStatus.PENDING)
+        .order_by(Release.number.desc())
+        .limit(1)
+    )
+    waiting = (await session.execute(newest)).scalar_one_or_none()
+    if waiting is not None:
+        waiting.tries += 1  # a new attempt number, so that the job is not folded into an old one
+        nudge(context, session, waiting)
+
+
 def ref_of(context: Context, release: Release) -> ServiceRef:
     """Return the release as its platform knows it."""
     return ServiceRef(

@@ -19,7 +19,11 @@ async def running(here: World, *, claimed: bool = True) -> tuple[Build, Run]:
 async def silence(here: World, run: Run, seconds: float = 3600) -> None:
     """Let the builder have been silent for so long."""
     for column in ("heartbeat_at", "launched_at", "claimed_at", "next_check_at"):
-        await here.sql(f"update run set {column} = now() - make_interval(secs => :s) where id = :i and {column} is not null", s=seconds, i=run.id)
+        await here.sql(
+            f"update run set {column} = now() - make_interval(secs => :s) where id = :i and {column} is not null",
+            s=seconds,
+            i=run.id,
+        )
 
 
 async def test_a_lost_builder_gets_a_successor_that_succeeds(here: World) -> None:

@@ -63,6 +63,7 @@ class World:
     """With the API key of the default project."""
     key: str
     _connection: "asyncpg.Connection[asyncpg.Record]"
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
     crashes: list[Exception] = field(default_factory=list)
     """What jobs raised; ``jobs`` raises it again unless told not to."""
 
@@ -73,16 +74,21 @@ class World:
         queue, count, crashes = queries(AsyncpgDriver(self._connection)), 0, len(self.crashes)
         limit = EntrypointExecutionParameter(concurrency_limit=0)
         entrypoints = {QueueEntrypoint(name): limit for name in worker.runners(self.context)}
-        while batch := await queue.dequeue(
-            batch_size=50,
-            entrypoints=entrypoints,
-            queue_manager_id=QueueManagerId(uuid4()),
-            global_concurrency_limit=None,
-            heartbeat_timeout=timedelta(seconds=JOB_SECONDS),
-        ):
+        while True:
+            async with self._one_at_a_time:
+                batch = await queue.dequeue(
+                    batch_size=50,
+                    entrypoints=entrypoints,
+                    queue_manager_id=QueueManagerId(uuid4()),
+                    global_concurrency_limit=None,
+                    heartbeat_timeout=timedelta(seconds=JOB_SECONDS),
+                )
+            if not batch:
+                break
             async with asyncio.timeout(JOB_SECONDS):
                 await asyncio.gather(*(self._run(job) for job in batch))
-            await queue.log_jobs([(job, "successful", None) for job in batch])
+            async with self._one_at_a_time:
+                await queue.log_jobs([(job, "successful", None) for job in batch])
             count += len(batch)
             assert count < MOST_JOBS, f"jobs without an end: {await self.waiting()}"
         if strict and len(self.crashes) > crashes:
@@ -122,6 +128,11 @@ class World:
         """One pass of reconcile, and the jobs it asks for."""
         await worker.reconcile(self.context)
         return await self.jobs()
+
+    async def sweep(self) -> None:
+        """One pass of the sweep, with everything on the platform past the grace period."""
+        self.yard.age = timedelta(days=1)
+        await worker.sweep(self.context)
 
     async def ago(self, row: Base, column: str, seconds: float = 1) -> None:
         """Let a time of a row be so many seconds ago."""
@@ -205,6 +216,14 @@ class World:
         build = await self.submit(service, **config)
         await self.jobs()
         await (await self.builder(build)).finish()
+        return await self.one(Build, id=build.id)
+
+    async def built_beside(self, service: str, /, **config: Any) -> Build:
+        """Submit a build and take it through its builder, while other jobs are held up."""
+        build = await self.submit(service, **config)
+        await self.jobs()
+        await (await self.builder(build)).finish()
+        await self.jobs()
         return await self.one(Build, id=build.id)
 
     async def deployed(self, service: str, /, **config: Any) -> tuple[Build, Service, Release]:

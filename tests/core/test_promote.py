@@ -1,0 +1,334 @@
+"""From an artifact to a live release: the gate, the order of releases, and what stays serving."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from app.models import Artifact, Build, Release, SecretVersion, Service
+from app.platforms.base import Misconfigured, NoCapacity, Rejected, StartFailed, Transient
+from app.services import promote
+from tests.support.platform import NAME, Behaviour, Lost
+from tests.support.world import World
+
+
+async def newest(here: World, service: str) -> Release:
+    releases = await here.rows(Release, service_id=(await here.service(service)).id)
+    return max(releases, key=lambda r: r.number)
+
+
+async def serving(here: World, service: str) -> str:
+    """Return what the service's address answers: the instance's id."""
+    address = (await here.service(service)).address
+    assert address is not None
+    async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
+        answer = await http.get(address)
+    assert answer.status_code == 200
+    return answer.text
+
+
+async def cut_short(here: World, release: Release) -> None:
+    """Let the process die right after it asked for the deploy; its job is lost too."""
+    gate = here.yard.gate("deploy")
+    doomed = asyncio.create_task(promote.promote(here.context, release.id))
+    await gate.reached()
+    doomed.cancel()
+    await asyncio.gather(doomed, return_exceptions=True)
+    await here.forget_jobs()
+
+
+GATES = [
+    (Behaviour.UNHEALTHY, "health_check_failed", "status 500"),
+    (Behaviour.SILENT, "not_listening", "port 8080"),
+    (Behaviour.CRASHING, "crashed_at_start", "code 3"),
+    (Behaviour.HUNGRY, "out_of_memory", "memory"),
+]
+
+
+@pytest.mark.parametrize(("behaviour", "reason", "said"), GATES)
+async def test_a_release_that_fails_its_gate_leaves_the_old_one_serving(
+    here: World, behaviour: Behaviour, reason: str, said: str
+) -> None:
+    _, _, old = await here.deployed("echo")
+    before = await serving(here, "echo")
+    build = await here.built("echo", env={"BEHAVE": behaviour})
+    release = await newest(here, "echo")
+    await cut_short(here, release)
+    await here.ago(release, "deadline_at")
+    await here.ago(release, "next_check_at")
+    await here.reconcile()
+    build = await here.one(Build, id=build.id)
+    assert (build.status, build.reason) == ("failed", reason)
+    assert said in (build.message or "").lower() or said in (build.message or "")
+    release = await here.one(Release, id=release.id)
+    assert (release.status, release.reason) == ("failed", reason)
+    service = await here.service("echo")
+    assert (service.status, service.live_release_id) == ("running", old.id)
+    assert await serving(here, "echo") == before
+    assert len(here.yard.units) == 1, "what failed was left on the platform"
+    assert (await here.one(Release, id=release.id)).retired_at is not None
+
+
+async def test_a_first_release_that_fails_leaves_the_service_pending(here: World) -> None:
+    await here.built("echo", env={"BEHAVE": "crashing"})
+    await here.jobs()
+    service = await here.service("echo")
+    assert (service.status, service.live_release_id, service.url) == ("pending", None, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Rejected(NAME, "deploy", "no"), "platform_rejected"),
+        (Misconfigured(NAME, "deploy", "no token"), "platform_misconfigured"),
+        (StartFailed(NAME, "deploy", "boom", reason="not_listening"), "not_listening"),
+    ],
+)
+async def test_what_the_platform_says_no_to_ends_the_release(here: World, error: Exception, reason: str) -> None:
+    here.yard.misbehave("deploy", error)
+    build = await here.built("echo")
+    await here.jobs()
+    assert (await here.one(Build, id=build.id)).reason == reason
+
+
+@pytest.mark.parametrize(
+    "misdeed",
+    [Transient(NAME, "deploy", "down"), Lost(Transient(NAME, "deploy", "lost")), NoCapacity(NAME, "deploy", "full")],
+)
+async def test_what_may_pass_is_tried_again(here: World, misdeed: Exception) -> None:
+    here.yard.misbehave("deploy", misdeed)
+    build = await here.built("echo")
+    await here.jobs()
+    assert (await newest(here, "echo")).status == "deploying"
+    await here.hurry()
+    assert (await here.one(Build, id=build.id)).status == "succeeded"
+    assert len(here.yard.units) == 1
+    assert (await newest(here, "echo")).tries > 0
+
+
+async def test_what_does_not_pass_in_time_ends(here: World) -> None:
+    here.yard.misbehave("deploy", *(Transient(NAME, "deploy", "down") for _ in range(3)))
+    build = await here.built("echo")
+    await here.jobs()
+    await here.ago(await newest(here, "echo"), "deadline_at")
+    await here.hurry()
+    build = await here.one(Build, id=build.id)
+    assert (build.status, build.reason) == ("failed", "internal_error")
+
+
+async def test_a_promotion_cut_short_goes_on_where_it_was(here: World) -> None:
+    build = await here.built("echo")
+    release = await newest(here, "echo")
+    await cut_short(here, release)
+    await here.ago(release, "next_check_at")
+    await here.reconcile()
+    assert (await here.one(Build, id=build.id)).status == "succeeded"
+    assert [u.starts for u in here.yard.units.values()] == [1]
+
+
+async def test_an_unforeseen_error_does_not_keep_a_release_deploying_for_ever(here: World) -> None:
+    here.yard.misbehave("deploy", KeyError("a bug of ours"))
+    build = await here.built("echo")
+    await here.jobs(strict=False)
+    assert isinstance(here.crashes[-1], KeyError)
+    release = await newest(here, "echo")
+    assert release.status == "deploying"
+    await here.forget_jobs()
+    await here.ago(release, "deadline_at", promote.OVERDUE_SECONDS + 1)
+    await here.reconcile()
+    build = await here.one(Build, id=build.id)
+    assert (build.status, build.reason) == ("failed", "internal_error")
+    assert (await here.one(Release, id=release.id)).status == "failed"
+
+
+async def test_a_release_ends_with_nobody_left_who_can_call_its_platform(here: World) -> None:
+    build = await here.built("echo")
+    release = await newest(here, "echo")
+    await cut_short(here, release)
+    del here.context.catalog.held[NAME]
+    await here.ago(release, "deadline_at", promote.OVERDUE_SECONDS + 1)
+    await here.reconcile()
+    assert (await here.one(Build, id=build.id)).status == "failed"
+
+
+# --------------------------------------------------------------------------------------------------- order
+
+
+async def test_an_older_slower_build_does_not_undo_a_newer_one(here: World) -> None:
+    older = await here.submit("echo", env={"V": "1"})
+    await here.jobs()
+    _, _, live = await here.deployed("echo", env={"V": "2"})
+    await (await here.builder(older)).finish()
+    await here.jobs()
+    older = await here.one(Build, id=older.id)
+    assert (older.status, older.reason) == ("failed", "superseded")
+    assert (await here.one(Artifact, id=older.artifact_id)).status == "available"
+    assert (await here.live("echo")).id == live.id
+    assert (await here.live("echo")).config["env"] == {"V": "2"}
+
+
+async def test_one_release_deploys_at_a_time_and_the_newest_is_next(here: World) -> None:
+    first = await here.built("echo", env={"V": "1"})
+    gate = here.yard.gate("deploy")
+    async with here.working():
+        await gate.reached()
+        for n in (2, 3):
+            build = await here.submit("echo", env={"V": str(n)})
+            await here.sql("update build set next_check_at = now()")
+            async with here.working():
+                pass
+            await (await here.builder(build)).finish()
+        await here.jobs()
+        now = {r.config["env"]["V"]: r.status for r in await here.rows(Release)}
+        assert now == {"1": "deploying", "2": "pending", "3": "pending"}
+        gate.go.set()
+    await here.jobs()
+    releases = {r.config["env"]["V"]: (r.status, r.reason) for r in await here.rows(Release)}
+    assert releases == {"1": ("superseded", None), "2": ("failed", "superseded"), "3": ("live", None)}
+    assert (await here.one(Build, id=first.id)).status == "succeeded"
+
+
+async def test_a_patch_and_a_slow_build_keep_both_wishes(here: World) -> None:
+    await here.deployed("echo", env={"A": "1"})
+    slow = await here.submit("echo", env={"A": "2"})
+    await here.jobs()
+    patched = await here.http.patch("/v1/services/echo", json={"env": {"A": "3"}})
+    assert patched.status_code == 202
+    await here.jobs()
+    await (await here.builder(slow)).finish()
+    await here.jobs()
+    live = await here.live("echo")
+    assert live.build_id == slow.id, "the build's artifact is newer"
+    assert live.config["env"] == {"A": "3"}, "the patch's config is newer"
+
+
+async def test_a_patch_before_a_newer_build_is_replaced_by_it(here: World) -> None:
+    await here.deployed("echo", env={"A": "1"})
+    await here.http.patch("/v1/services/echo", json={"env": {"A": "2", "B": "2"}})
+    await here.jobs()
+    await here.deployed("echo", env={"A": "3"})
+    assert (await here.live("echo")).config["env"] == {"A": "3"}
+
+
+async def test_a_patch_is_applied_to_what_is_live_by_then(here: World) -> None:
+    """It was asked for while another release was on its way."""
+    await here.deployed("echo", env={"A": "1"})
+    build = await here.built("echo", env={"A": "2"}, port=9000)
+    gate = here.yard.gate("deploy")
+    async with here.working():
+        await gate.reached()
+        assert (await here.http.patch("/v1/services/echo", json={"env": {"B": "x"}})).status_code == 202
+        gate.go.set()
+    await here.jobs()
+    live = await here.live("echo")
+    assert (live.kind, live.config["env"], live.config["port"]) == ("config", {"A": "2", "B": "x"}, 9000)
+    assert live.artifact_id == (await here.one(Build, id=build.id)).artifact_id
+
+
+# --------------------------------------------------------------------------------------------------- secrets
+
+
+async def test_secrets_reach_the_deploy_and_only_it(here: World) -> None:
+    _, _, release = await here.deployed("echo", secrets={"KEY": "s3cret-value"})
+    unit = here.unit(release)
+    assert unit.spec.secrets == {"KEY": "s3cret-value"}
+    assert "KEY" not in unit.spec.env
+    for table in ("build", "run", "release", "service", "event", "pgqueuer.pgqueuer_log", "run_log"):
+        rows = await here.sql(f"select t::text as row from {table} t")
+        assert not [r.row for r in rows if "s3cret-value" in r.row], table
+    (version,) = await here.rows(SecretVersion)
+    assert b"s3cret-value" not in version.ciphertext
+    for path in ("/v1/services/echo", "/v1/services/echo/releases", "/v1/builds"):
+        text = (await here.http.get(path)).text
+        assert "s3cret-value" not in text
+    assert (await here.http.get("/v1/services/echo")).json()["live_release"]["secrets"] == ["KEY"]
+
+
+async def test_a_build_without_secrets_keeps_those_of_the_live_release(here: World) -> None:
+    await here.deployed("echo", secrets={"KEY": "one"})
+    _, _, release = await here.deployed("echo")
+    assert here.unit(release).spec.secrets == {"KEY": "one"}
+    _, _, release = await here.deployed("echo", secrets={})
+    assert here.unit(release).spec.secrets == {}
+
+
+async def test_a_secret_that_can_t_be_opened_ends_the_release(here: World) -> None:
+    build = await here.built("echo", secrets={"KEY": "one"})
+    await here.sql("update secret_version set ciphertext = ciphertext || 'x'::bytea")
+    await here.jobs()
+    build = await here.one(Build, id=build.id)
+    assert (build.status, build.reason) == ("failed", "internal_error")
+
+
+# --------------------------------------------------------------------------------------------------- interruptions
+
+
+async def test_canceled_while_deploying(here: World) -> None:
+    _, _, old = await here.deployed("echo")
+    build = await here.built("echo", env={"V": "2"})
+    gate = here.yard.gate("deploy")
+    async with here.working():
+        await gate.reached()
+        answer = await here.http.post(f"/v1/builds/{build.id}/cancel")
+        assert answer.json()["status"] == "canceled"
+        gate.go.set()
+    await here.jobs()
+    service = await here.service("echo")
+    assert service.live_release_id == old.id
+    release = await newest(here, "echo")
+    assert (release.status, release.reason) == ("failed", "canceled_by_user")
+    assert len(here.yard.units) == 1, "what was canceled was left on the platform"
+
+
+async def test_canceling_lets_the_next_one_begin(here: World) -> None:
+    first = await here.built("echo", env={"V": "1"})
+    gate = here.yard.gate("deploy")
+    async with here.working():
+        await gate.reached()
+        second = await here.built_beside("echo", env={"V": "2"})
+        await here.http.post(f"/v1/builds/{first.id}/cancel")
+        gate.go.set()
+    await here.jobs()
+    assert (await here.one(Build, id=second.id)).status == "succeeded", "it waited for reconcile"
+
+
+async def test_the_service_is_deleted_while_deploying(here: World) -> None:
+    await here.deployed("echo")
+    build = await here.built("echo", env={"V": "2"})
+    gate = here.yard.gate("deploy")
+    async with here.working():
+        await gate.reached()
+        assert (await here.http.delete("/v1/services/echo")).status_code == 202
+        gate.go.set()
+    await here.jobs()
+    build = await here.one(Build, id=build.id)
+    assert build.status == "canceled"
+    assert (await here.service("echo")).status == "deleted"
+    assert here.yard.units == {}
+
+
+async def test_the_switch_is_one_transaction(here: World) -> None:
+    """What the API tells never mixes old and new."""
+    await here.deployed("echo", env={"V": "1"})
+    build, service, release = await here.deployed("echo", env={"V": "2"})
+    rows = await here.sql(
+        "select count(distinct xid) as n from event where kind in ('release.live', 'service.running', "
+        "'release.superseded') and (release_id = :r or service_id = :s) and id > (select max(id) from event e "
+        "where e.kind = 'release.deploying')",
+        r=release.id,
+        s=service.id,
+    )
+    assert rows[0].n == 1
+    assert service.url == "http://echo.localhost:8081"
+    detail = (await here.http.get(f"/v1/builds/{build.id}")).json()
+    assert (detail["url"], detail["release"]["number"]) == (service.url, 2)
+
+
+async def test_another_project_s_service_of_the_same_name_is_another(here: World) -> None:
+    _, other = await here.project("acme")
+    async with other:
+        await here.deployed("echo")
+        assert (await other.post("/v1/builds", json=here.order("echo"))).status_code == 202
+        hosts = {s.host for s in await here.rows(Service)}
+        assert hosts == {"echo", "echo--acme"}
+        assert (await other.get("/v1/services/echo")).json()["status"] == "pending"
