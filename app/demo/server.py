@@ -21,6 +21,16 @@ KEPT = ("SLIPWAY_HOME", "SLIPWAY_SECRET_KEYS", "SLIPWAY_SANDBOX", "SLIPWAY_LOCAL
 """What the demo takes over from its own environment. Anything else could lead it to somebody's database or registry."""
 
 
+_SERVE = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, {signal.SIGTERM:d})
+if os.getppid() == int(sys.argv.pop(1)):
+    from app.cli import main
+    main()
+"""
+"""What the child runs: PR_SET_PDEATHSIG (prctl(2)) ends it with the demo, even one that is killed."""
+
+
 @dataclass
 class NotSeen(Exception):
     """Something that the demo is there to show was not to be seen."""
@@ -86,7 +96,7 @@ def running(log: Path, home: Path) -> Iterator[Server]:
     with log.open("wb") as out:
         # -P: a folder named `app` where the user happens to stand is not ours.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "app.cli", "serve"],
+            [sys.executable, "-P", "-c", _SERVE, str(os.getpid()), "serve"],
             env=environment(home, api_key, os.environ),
             stdin=subprocess.DEVNULL,
             stdout=out,

@@ -36,8 +36,8 @@ def registry(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def stand(tmp_path: Path, database_url: str, registry: str, toolbox: Toolbox) -> Stand:
-    # Everything seeded but the seed itself, which takes longer than the rest of the test.
-    toolbox.home(tmp_path / "worker-local")
+    # Making the seed takes longer than all the rest of the test.
+    toolbox.home(tmp_path / "worker-local", seeded=True)
     return Stand(tmp_path, {THEIRS: database_url, "http://registry:5000": registry})
 
 
