@@ -43,13 +43,13 @@ format: setup    ## rewrite the code in our style
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format .
 
 bench: setup     ## benchmarks, as ratios against a baseline of the same run
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks $(BENCH)
 
 LOCK := uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-emit-find-links --python-version 3.11 --custom-compile-command "make lock"
 lock:            ## lock the dependencies anew (needs uv)
 	$(LOCK) pyproject.toml -o requirements/runtime.txt
 	$(LOCK) pyproject.toml --extra local -o requirements/local.txt
-	$(LOCK) pyproject.toml --extra local --extra dev -o requirements/dev.txt
+	$(LOCK) pyproject.toml --extra local --extra imitations --extra dev -o requirements/dev.txt
 	$(LOCK) builder/requirements.in -o requirements/builder.txt
 	$(LOCK) requirements/build.in -o requirements/build.txt
 

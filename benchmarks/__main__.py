@@ -1,0 +1,17 @@
+"""``make bench [BENCH="gateway lifecycle"]``: run the benchmarks one after the other."""
+
+import asyncio
+import importlib
+import sys
+
+ALL = ("gateway", "embedded", "lifecycle")
+
+
+def main() -> None:
+    for name in sys.argv[1:] or ALL:
+        print(f"{name}:", flush=True)
+        asyncio.run(importlib.import_module(f"benchmarks.{name}").run())
+
+
+if __name__ == "__main__":
+    main()
