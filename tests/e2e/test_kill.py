@@ -1,0 +1,273 @@
+"""kill -9 of ``serve`` at every named point: the next start goes on where it was, and nothing is left over.
+
+One home per worker: the server that has recovered from one kill is told the next point by the fault file, so that each
+case costs one start. A case drives what reaches its point and says what must be true once the next server is up.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from app import faults
+from app.lifecycle import BuildStatus, is_terminal
+from tests.e2e.modules import Door, door
+from tests.e2e.place import Json, Place, place
+from tests.e2e.programs import program, tiny
+from tests.support.agents import Toolbox
+from tests.support.waiting import eventually_sync
+
+CRASHING = program('package main\n\nimport "syscall"\n\nfunc main() { syscall.Exit(3) }\n')
+
+
+class Kills:
+    """One home, and a number that makes each case's service and program its own."""
+
+    def __init__(self, it: Place, modules: Door) -> None:
+        self.place, self.modules, self._number = it, modules, 0
+        self.name, self.digest = "", ""
+
+    def begin(self) -> None:
+        self._number += 1
+        self.name, self.digest = f"svc-{self._number}", ""
+        self.modules.opened.clear()
+
+    def live(self) -> Json:
+        """Make a live service, and return its build."""
+        build = self.place.build(tiny(), self.name)
+        self.digest = str(build["artifact"]["digest"])
+        return build
+
+    def waiting(self) -> str:
+        """Send a build whose builder waits for a module until the door is opened; returns its id."""
+        build = self.place.send(self.modules.needing(tiny(), "example.test/slow"), self.name)
+        eventually_sync(lambda: self.place.api("GET", f"/v1/builds/{build}")["runs"][-1]["stage"] == "modules", 20)
+        return build
+
+    def arm(self, point: str) -> None:
+        self.place.fault.write_text(point)
+
+    def call(self, method: str, path: str, **options: Any) -> Json:
+        """Call the API although the answer may never come: the server dies of it, before or after its commit."""
+        with contextlib.suppress(httpx.TransportError):
+            return self.place.api(method, path, **options)
+        return {}
+
+    def knock(self) -> None:
+        """Send a request to the service, whose answer may never come."""
+        with contextlib.suppress(httpx.TransportError):
+            self.place.http.get(
+                f"http://127.0.0.1:{self.place.gateway_port}/", headers={"Host": self.place.host(self.name)}
+            )
+
+    def restart(self) -> None:
+        """Wait for the death, and start again without the fault."""
+        self.place.died(30)
+        self.place.fault.unlink()
+        self.place.start()
+
+    # ------------------------------------------------------------------------------------------------ what must be true
+
+    def builds(self) -> list[Json]:
+        return list(self.place.api("GET", "/v1/builds", params={"service": self.name})["items"])
+
+    def build_ended(self, *, runs: int = 1) -> Json:
+        """The one build of this case ends by itself, once, in so many runs."""
+        (listed,) = self.builds()
+        build = self.place.ended(listed["id"], timeout=30)
+        assert len(build["runs"]) == runs, build["tried"]
+        kinds = self.place.events(build["id"])
+        assert [k for k in kinds if k.startswith("build.") and is_terminal(BuildStatus(k[6:]))] == ["build.succeeded"]
+        self.digest = build["artifact"]["digest"]
+        return build
+
+    def one_live(self) -> None:
+        """The service has one live release, which answers; nothing else runs here."""
+        releases = self.place.api("GET", f"/v1/services/{self.name}/releases")["items"]
+        assert sum(r["status"] == "live" for r in releases) == 1, releases
+        assert {r["status"] for r in releases} <= {"live", "superseded"}
+        answer = self.place.ask(self.name)
+        assert answer["digest"] == self.digest
+        assert answer["instance"] == self.place.service(self.name)["instance_id"]
+        self.place.settled(self.name)
+
+    def gone(self) -> None:
+        """The service is deleted and nothing of it is left."""
+
+        def forgotten() -> bool:
+            self.place.api("GET", f"/v1/services/{self.name}", status=404)
+            return list((self.place.home / "local/releases").glob("*.json")) == []
+
+        eventually_sync(forgotten, 20)
+        self.place.settled()
+        assert list((self.place.home / "local/images").glob("[!.]*")) == []
+
+    def end(self) -> None:
+        """Leave an empty home for the next case."""
+        if self.place.api("GET", "/v1/services")["items"]:
+            self.place.api("DELETE", f"/v1/services/{self.name}")
+        self.gone()
+
+
+@pytest.fixture(scope="module")
+def home(toolbox: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
+    folder = tmp_path_factory.mktemp("kill") / "home"
+    with door() as modules:
+        settings = {"SLIPWAY_DRAIN_SECONDS": "0.1", "GOPROXY": modules.url}
+        with place(toolbox.home(folder, seeded=True), **settings) as it:
+            it.start()
+            yield Kills(it, modules)
+
+
+@pytest.fixture
+def kills(home: Kills) -> Iterator[Kills]:
+    home.begin()
+    if home.place.child is None:  # the case before this one failed in between
+        home.place.fault.unlink(missing_ok=True)
+        home.place.start()
+    yield home
+    if home.place.child is not None:
+        home.end()
+
+
+# ---------------------------------------------------------------------------------------------------- what reaches a point
+
+
+def build(kills: Kills, point: str) -> None:
+    """A build with a service, killed on its way."""
+    kills.arm(point)
+    kills.call(
+        "POST", "/v1/builds", json={"source": {"kind": "files", "files": tiny()}, "service": {"name": kills.name}}
+    )
+    kills.restart()
+    kills.build_ended()
+    kills.one_live()
+
+
+def again(kills: Kills, point: str) -> None:
+    """A second release of a live service, out of the same artifact; the first one is retired."""
+    artifact = kills.live()["artifact"]["id"]
+    kills.arm(point)
+    kills.call("POST", f"/v1/services/{kills.name}/releases", json={"artifact_id": artifact})
+    kills.restart()
+
+    def second_is_live() -> bool:
+        return bool(kills.place.service(kills.name)["live_release"]["number"] == 2)
+
+    eventually_sync(second_is_live, 20)
+    kills.one_live()
+
+
+def failing(kills: Kills, point: str) -> None:
+    """A second version that crashes at its start: the first one goes on serving."""
+    kills.live()
+    bad = kills.place.send(CRASHING, kills.name)
+    kills.arm(point)
+    kills.restart()
+    ended = kills.place.ended(bad, "failed", 30)
+    assert ended["reason"] == "crashed_at_start"
+    answer = kills.place.ask(kills.name)
+    assert answer["digest"] == kills.digest
+    kills.place.settled(kills.name)
+
+
+def sleep(kills: Kills, point: str) -> None:
+    kills.live()
+    kills.arm(point)
+    kills.call("POST", f"/v1/services/{kills.name}/sleep")
+    kills.restart()
+    kills.place.until(kills.name, "asleep", 20)
+    kills.place.settled()
+    kills.one_live()
+
+
+def wake(kills: Kills, point: str) -> None:
+    kills.live()
+    kills.place.api("POST", f"/v1/services/{kills.name}/sleep")
+    kills.arm(point)
+    kills.knock()
+    kills.restart()
+    kills.one_live()
+
+
+def delete(kills: Kills, point: str) -> None:
+    kills.live()
+    kills.arm(point)
+    kills.call("DELETE", f"/v1/services/{kills.name}")
+    kills.restart()
+    kills.gone()
+
+
+def cancel(kills: Kills, point: str) -> None:
+    """A build is canceled while its builder is at work."""
+    build = kills.waiting()
+    kills.arm(point)
+    kills.call("POST", f"/v1/builds/{build}/cancel")
+    kills.restart()
+    kills.place.ended(build, "canceled", 20)
+    assert [k for k in kills.place.events(build) if k.startswith("build.")][-1] == "build.canceled"
+    kills.place.settled()
+
+
+def check(kills: Kills, point: str) -> None:
+    """Server and builder die together: the next server sees that the builder is gone, and dies too."""
+    kills.waiting()
+    (builder,) = kills.place.instances()
+    kills.place.kill()
+    kills.place.kill_instance(builder)
+    kills.modules.opened.set()
+    kills.arm(point)
+    kills.place.start(up=False)
+    kills.restart()
+    kills.build_ended(runs=2)
+    kills.one_live()
+
+
+@dataclass(frozen=True)
+class Case:
+    point: str
+    drive: Callable[[Kills, str], None]
+
+    def __str__(self) -> str:
+        return f"{self.point}-{self.drive.__name__}"
+
+
+DRIVES: dict[str, tuple[Callable[[Kills, str], None], ...]] = {
+    "submit": (build,),
+    "dispatch": (build,),
+    "claim": (build,),
+    "report": (build,),
+    "cleanup": (build,),
+    "cancel": (cancel,),
+    "check": (check,),
+    "promote": (build,),
+    "release": (again,),
+    "retire": (again,),
+    "wake": (wake,),
+    "sleep": (sleep,),
+    "delete": (delete,),
+    "local": (build, wake),
+}
+"""What reaches the points of a verb."""
+OTHERS: dict[str, tuple[Callable[[Kills, str], None], ...]] = {"promote.failed": (failing,)}
+"""What reaches a point that the rest of its verb does not."""
+
+
+def cases() -> list[Case]:
+    return [
+        Case(point, drive)
+        for point in sorted(faults.POINTS)
+        for drive in OTHERS.get(point) or DRIVES.get(point.partition(".")[0], ())
+    ]
+
+
+def test_every_fault_point_has_a_case() -> None:
+    assert {case.point for case in cases()} == faults.POINTS
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_killed(case: Case, kills: Kills) -> None:
+    case.drive(kills, case.point)
