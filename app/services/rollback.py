@@ -3,7 +3,7 @@
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.builds.submit import check_service, keep_secrets, live_release
@@ -25,6 +25,8 @@ async def change(context: Context, session: AsyncSession, service: Service, patc
         raise invalid(name, "can't be null")
     if not given and not secrets:
         raise invalid("body", "changes nothing: name at least one field")
+    if "env" in given and given["env"] is None:
+        given["env"] = dict.fromkeys(live.config["env"])
     config = _config(merge(live.config, given))
     names = set(merge(live.secret_versions or {}, {k: (v and "kept") for k, v in secrets.items()}))
     if both := names & set(config.env):
@@ -67,12 +69,9 @@ async def rollback(context: Context, session: AsyncSession, service: Service, re
     live = await _live(session, service)
     statement = select(Release).where(Release.service_id == service.id, Release.live_at.is_not(None))
     if request.release_id is None:
-        statement = statement.where(Release.id != live.id, Release.number < live.number)
-        # Going back twice goes two steps back, not back and forth: skip what is the same as the live one.
-        statement = statement.where(
-            (Release.artifact_id != live.artifact_id) | (Release.config != live.config)
-            | (Release.secret_versions != live.secret_versions)
-        )  # fmt: skip
+        # Going back twice goes two steps back, not back and forth: from what the live one was made after.
+        origin = await _origin(session, live)
+        statement = statement.where(Release.number < origin.number, ~_like(live))
     else:
         statement = statement.where(Release.id == request.release_id)
     target = (await session.execute(statement.order_by(Release.number.desc()).limit(1))).scalar_one_or_none()
@@ -89,6 +88,31 @@ async def rollback(context: Context, session: AsyncSession, service: Service, re
         context, session, service, kind="rollback", artifact=artifact, config=target.config,
         secret_versions=target.secret_versions, sequence=service.sequence, config_sequence=service.sequence,
     )  # fmt: skip
+
+
+def _like(release: Release) -> ColumnElement[bool]:
+    """Match releases that run the same as this one."""
+    return and_(
+        Release.artifact_id == release.artifact_id,
+        Release.config == release.config,
+        Release.secret_versions == release.secret_versions,
+    )
+
+
+async def _origin(session: AsyncSession, release: Release) -> Release:
+    """Return the release that a rollback went back to, through any number of rollbacks; the release itself if it is none."""
+    while release.kind == "rollback":
+        earlier = select(Release).where(
+            Release.service_id == release.service_id,
+            Release.number < release.number,
+            Release.live_at.is_not(None),
+            _like(release),
+        )
+        found = (await session.execute(earlier.order_by(Release.number.desc()).limit(1))).scalar_one_or_none()
+        if found is None:
+            break
+        release = found
+    return release
 
 
 async def _live(session: AsyncSession, service: Service) -> Release:

@@ -106,11 +106,11 @@ async def _start(context: Context, service: Service, release: Release | None) ->
         async with asyncio.timeout(context.settings.wake_timeout_seconds):
             address = await services.wake(ref_of(context, release))
     except StartFailed as e:
-        await _not_up(context, service, e.reason, e.message)
+        await _not_up(context, service, release, e.reason, e.message)
         raise WakeFailed(e.message, e.reason) from e
     except (PlatformError, TimeoutError) as e:
         message = str(e) or "The platform did not start the service in time."
-        await _not_up(context, service, Reason.INTERNAL_ERROR, message)
+        await _not_up(context, service, release, Reason.INTERNAL_ERROR, message)
         raise WakeFailed(message, Reason.INTERNAL_ERROR) from e
     faults.at("wake.started")
     took = (time.monotonic() - begun) * 1000
@@ -119,6 +119,7 @@ async def _start(context: Context, service: Service, release: Release | None) ->
             session,
             service,
             ServiceStatus.RUNNING,
+            where=_still(release),
             address=address.url,
             instance_id=address.instance_id,
             starts=Service.starts + 1,
@@ -133,12 +134,18 @@ async def _start(context: Context, service: Service, release: Release | None) ->
     return address if moved else None
 
 
-async def _not_up(context: Context, service: Service, reason: str, message: str) -> None:
+def _still(release: Release) -> tuple[ColumnElement[bool], ...]:
+    """Another release may have gone live, slept and begun to wake meanwhile: the status alone does not tell."""
+    return (Service.live_release_id == release.id,)
+
+
+async def _not_up(context: Context, service: Service, release: Release, reason: str, message: str) -> None:
     async with context.sessions.begin() as session:
         await store.move(
             session,
             service,
             ServiceStatus.FAILED,
+            where=_still(release),
             reason=reason,
             message=message,
             address=None,
@@ -179,7 +186,7 @@ async def stop(context: Context, service_id: str) -> None:
         return
     faults.at("sleep.stopped")
     async with context.sessions.begin() as session:
-        await store.move(session, service, ServiceStatus.ASLEEP, next_check_at=None)
+        await store.move(session, service, ServiceStatus.ASLEEP, where=_still(release), next_check_at=None)
     faults.at("sleep.recorded")
 
 

@@ -56,7 +56,7 @@ async def test_a_slow_launch_renews_its_claim(here: World) -> None:
 
         assert not await renewed()
         async with dispatch.claimed(here.context, await here.run_of(build), every=0.01):
-            assert await eventually(lambda: renewed())  # noqa: PLW0108
+            await eventually(renewed)
         gate.go.set()
     assert (await here.one(Build, id=build.id)).status == "building"
 

@@ -5,12 +5,16 @@ import inspect
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 POLL_SECONDS = 0.01
 
 
+@overload
+async def eventually(look: Callable[[], Awaitable[T]], timeout: float = 10.0) -> T: ...
+@overload
+async def eventually(look: Callable[[], T], timeout: float = 10.0) -> T: ...
 async def eventually(look: Callable[[], T | Awaitable[T]], timeout: float = 10.0) -> T:
     """Call ``look`` until it returns something true, and return that; AssertionError after ``timeout`` seconds.
 
