@@ -70,7 +70,7 @@ async def work(
         for name, runner in runners(context, host_bound_only=host_bound_only).items():
             pgq.entrypoint(name, accepts_context=False, on_failure="delete")(runner)
         run = pgq.qm.run(
-            batch_size=10,
+            batch_size=min(10, context.settings.worker_concurrency),
             dequeue_timeout=DEQUEUE_TIMEOUT,
             heartbeat_timeout=HEARTBEAT_TIMEOUT,
             max_concurrent_tasks=context.settings.worker_concurrency * 2,
