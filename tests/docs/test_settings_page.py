@@ -1,11 +1,12 @@
 """docs/settings.md names every setting with its variables and its default."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from app.settings import Settings, default_home
 from tests.docs import pages
@@ -19,13 +20,19 @@ def variables(name: str, info: FieldInfo) -> tuple[str, ...]:
     return tuple(str(c) for c in alias.choices) if isinstance(alias, AliasChoices) else (f"SLIPWAY_{name.upper()}",)
 
 
+def nested(info: FieldInfo) -> type[BaseModel] | None:
+    """Return the model of a field that has variables of its own, such as those of one platform."""
+    kinds = (info.annotation, *get_args(info.annotation))
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+
+
 def fields() -> dict[tuple[str, ...], Any]:
     """Return the default of every setting by its variables; nested models are taken apart."""
     found: dict[tuple[str, ...], Any] = {}
     for name, info in Settings.model_fields.items():
-        if isinstance(info.default, BaseModel):
-            inner = type(info.default).model_fields
-            found |= {(f"SLIPWAY_{name.upper()}__{n.upper()}",): getattr(info.default, n) for n in inner}
+        if model := nested(info):
+            inner = {n: i.get_default(call_default_factory=True) for n, i in model.model_fields.items()}
+            found |= {(f"SLIPWAY_{name.upper()}__{n.upper()}",): default for n, default in inner.items()}
         elif info.default_factory is None:
             found[variables(name, info)] = info.default
     return found
@@ -33,7 +40,7 @@ def fields() -> dict[tuple[str, ...], Any]:
 
 def shown(default: object) -> str:
     """Return a default as the page writes it."""
-    if default is None or default == ():
+    if default is None or default is PydanticUndefined or default == ():
         return ""
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
