@@ -19,8 +19,8 @@ def tracked() -> list[Path]:
     try:
         listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True, timeout=60).stdout
     except (FileNotFoundError, subprocess.CalledProcessError):
-        found = (p for p in REPOSITORY.rglob("*") if not any(w.startswith(".") or w == "__pycache__" for w in p.parts))
-        return sorted(p for p in found if p.is_file())
+        inside = ((p, p.relative_to(REPOSITORY).parts) for p in REPOSITORY.rglob("*") if p.is_file())
+        return sorted(p for p, words in inside if not any(w.startswith(".") or w == "__pycache__" for w in words))
     return sorted(path for name in listed.decode().split("\0") if name and (path := REPOSITORY / name).is_file())
 
 
