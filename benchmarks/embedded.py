@@ -27,6 +27,8 @@ from app.settings import Settings
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "7"))
 IDLE_SECONDS = 20
+SETTLE_SECONDS = 15
+"""Until what the measurements before have left behind is cleaned up."""
 KEY = "slp_bench"
 SOURCE = Path(__file__).parent.parent / "examples/echo-agent"
 
@@ -162,6 +164,7 @@ async def fifty(client: httpx.AsyncClient, port: int, name: str) -> tuple[float,
 
 async def idling(serve: psutil.Process, url: str) -> tuple[float, float]:
     """Return transactions per second and MiB of Python while nothing happens."""
+    await asyncio.sleep(SETTLE_SECONDS)
     connection = await asyncpg.connect(url)
     count = "select sum(xact_commit + xact_rollback) from pg_stat_database where datname = current_database()"
     before, begun = await connection.fetchval(count), time.perf_counter()

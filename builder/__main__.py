@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 
+from builder import lean
 from builder.harden import harden
 from builder.orders import BadEnvironment, read_environment, take_environment
 from builder.outcome import Exit
@@ -24,5 +25,6 @@ async def _main() -> int:
 
 
 if __name__ == "__main__":
+    assert lean  # imported for what it does to the imports after it
     harden()
     sys.exit(asyncio.run(_main()))

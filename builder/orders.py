@@ -114,7 +114,7 @@ def read_environment(environ: Mapping[str, str]) -> Environment:
         run_id=found["SLIPWAY_RUN_ID"],
         token=found["SLIPWAY_RUN_TOKEN"],
         deadline=deadline,
-        instance=environ.get("SLIPWAY_INSTANCE", "").strip() or secrets.token_hex(16),
+        instance=_instance(environ) or secrets.token_hex(16),
         hold=environ.get("SLIPWAY_HOLD_AFTER_CALLBACK", "") == "1",
         go=environ.get("SLIPWAY_GO", "").strip() or "go",
         goroot=_path(environ, "GOROOT"),
@@ -187,6 +187,12 @@ def is_safe_url(url: str) -> bool:
         return ipaddress.ip_address(parts.hostname).is_loopback
     except ValueError:
         return parts.hostname == "localhost" or parts.hostname.endswith(".localhost")
+
+
+def _instance(environ: Mapping[str, str]) -> str:
+    """Return what names this machine: told by us, or by the platform in a variable that we were told the name of."""
+    given = environ.get("SLIPWAY_INSTANCE", "").strip()
+    return given or environ.get(environ.get("SLIPWAY_INSTANCE_FROM", "").strip(), "").strip()
 
 
 def _path(environ: Mapping[str, str], name: str) -> Path | None:
