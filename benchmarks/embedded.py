@@ -35,10 +35,22 @@ SOURCE = Path(__file__).parent.parent / "examples/echo-agent"
 
 @contextlib.asynccontextmanager
 async def served(home: Path) -> AsyncIterator[tuple[httpx.AsyncClient, int, psutil.Process]]:
-    env = {**os.environ, "SLIPWAY_HOME": str(home), "SLIPWAY_PORT": "0", "SLIPWAY_GATEWAY_PORT": "0", "SLIPWAY_API_KEY": KEY}
+    env = {
+        **os.environ,
+        "SLIPWAY_HOME": str(home),
+        "SLIPWAY_PORT": "0",
+        "SLIPWAY_GATEWAY_PORT": "0",
+        "SLIPWAY_API_KEY": KEY,
+    }
     env.pop("DATABASE_URL", None)
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "app.cli", "serve", env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        sys.executable,
+        "-m",
+        "app.cli",
+        "serve",
+        env=env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
     )
     assert child.stdout is not None
     text = ""
@@ -99,7 +111,16 @@ def go_build(home: Path) -> float:
             shutil.copytree(SOURCE, source)
             with (source / "main.go").open("a") as file:
                 file.write(f"\n// {number}\n")
-            command = [str(go), "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", f"{folder}/agent", "."]
+            command = [
+                str(go),
+                "build",
+                "-trimpath",
+                "-buildvcs=false",
+                "-ldflags=-s -w -buildid=",
+                "-o",
+                f"{folder}/agent",
+                ".",
+            ]
             begun = time.perf_counter()
             subprocess.run(command, cwd=source, env=env, check=True, capture_output=True)
             seconds.append(time.perf_counter() - begun)
@@ -205,7 +226,15 @@ async def run() -> dict[str, float]:
     print(f"  spawn in the same sandbox   {spawn * 1000:8.1f} ms   baseline; ratio {wake / spawn:.1f} (wanted: 3)")
     print(f"  50 callers, one sleeper     {crowd * 1000:8.1f} ms   {starts} start (wanted: 1)")
     print(f"  idle                        {rate:8.2f} tx/s (wanted: 5), {memory:.0f} MiB of Python (wanted: 200)")
-    return {"live": live, "go_build": build, "wake": wake, "spawn": spawn, "starts": starts, "idle_tps": rate, "rss": memory}
+    return {
+        "live": live,
+        "go_build": build,
+        "wake": wake,
+        "spawn": spawn,
+        "starts": starts,
+        "idle_tps": rate,
+        "rss": memory,
+    }
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import asyncpg
 import httpx
+from pydantic import SecretStr
+from sqlalchemy import select
 
 from app import db
 from app.builds import report, submit
@@ -156,7 +158,18 @@ def pgbench(url: str) -> float:
     folder = Path(__file__).parent / "pgbench"
     programs = installed().bin
     subprocess.run([programs / "psql", "-qX", "-f", folder / "schema.sql", url], check=True, capture_output=True)
-    command = [programs / "pgbench", "-n", "-M", "prepared", "-f", folder / "lifecycle.sql", "-c", "8", "-j", "2"]
+    command = [
+        str(programs / "pgbench"),
+        "-n",
+        "-M",
+        "prepared",
+        "-f",
+        str(folder / "lifecycle.sql"),
+        "-c",
+        "8",
+        "-j",
+        "2",
+    ]
     done = subprocess.run([*command, "-T", str(PGBENCH_SECONDS), url], check=True, capture_output=True, text=True)
     match = re.search(r"^tps = ([0-9.]+)", done.stdout, re.M)
     assert match is not None, done.stdout
@@ -208,35 +221,36 @@ async def _over_http(url: str, home: Path) -> float:
     template = Template(home / "registry")
     connection = await asyncpg.connect(url)
     limits = httpx.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
-    async with process("api", env), process("worker", env):
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=30, trust_env=False) as client:
+    url_of_api = f"http://127.0.0.1:{port}"
+    async with (
+        process("api", env),
+        process("worker", env),
+        httpx.AsyncClient(base_url=url_of_api, limits=limits, timeout=30, trust_env=False) as client,
+    ):
 
-            async def start(number: int) -> None:
-                answer = await client.post("/v1/builds", json=body(number), headers={"Authorization": "Bearer slp_bench"})
-                assert answer.status_code == 202, answer.text
+        async def start(number: int) -> None:
+            answer = await client.post("/v1/builds", json=body(number), headers={"Authorization": "Bearer slp_bench"})
+            assert answer.status_code == 202, answer.text
 
-            async def finish(row: asyncpg.Record) -> None:
-                run_id, token = row["id"], keyring.run_token(row["id"], row["key_id"])
-                auth = {"Authorization": f"Bearer {token}"}
-                answer = await client.post(f"/v1/runs/{run_id}/claim", json={"instance": "i"}, headers=auth)
-                assert answer.status_code == 200, answer.text
-                repository = answer.json()["image"]["repository"]
-                template.put(repository)
-                raw = json.dumps(template.completion(repository, row["source_digest"])).encode()
-                stamp, message = str(int(time.time())), f"msg_{run_id}"
-                mac = hmac.digest(token.encode(), f"{message}.{stamp}.".encode() + raw, "sha256")
-                headers = auth | {
-                    "webhook-id": message, "webhook-timestamp": stamp, "webhook-signature": "v1," + base64.b64encode(mac).decode(),
-                    "content-type": "application/json",
-                }  # fmt: skip
-                answer = await client.post(f"/v1/runs/{run_id}/complete", content=raw, headers=headers)
-                assert answer.status_code == 200, answer.text
+        async def finish(row: asyncpg.Record) -> None:
+            run_id, token = row["id"], keyring.run_token(row["id"], row["key_id"])
+            auth = {"Authorization": f"Bearer {token}"}
+            answer = await client.post(f"/v1/runs/{run_id}/claim", json={"instance": "i"}, headers=auth)
+            assert answer.status_code == 200, answer.text
+            repository = answer.json()["image"]["repository"]
+            template.put(repository)
+            raw = json.dumps(template.completion(repository, row["source_digest"])).encode()
+            stamp, message = str(int(time.time())), f"msg_{run_id}"
+            mac = hmac.digest(token.encode(), f"{message}.{stamp}.".encode() + raw, "sha256")
+            headers = auth | {
+                "webhook-id": message, "webhook-timestamp": stamp,
+                "webhook-signature": "v1," + base64.b64encode(mac).decode(), "content-type": "application/json",
+            }  # fmt: skip
+            answer = await client.post(f"/v1/runs/{run_id}/complete", content=raw, headers=headers)
+            assert answer.status_code == 200, answer.text
 
-            await drive(connection, start, finish, 50)
-            rate = await drive(connection, lambda n: start(n + 1000), finish, COUNT)
-    if os.environ.get("BENCH_STAGES"):
-        print(await connection.fetchrow("select avg(dispatched_at-created_at) q, avg(building_at-dispatched_at) d, avg(promoting_at-building_at) b, avg(finished_at-promoting_at) p from build"))
-        print(await connection.fetch("select avg(r.launched_at-r.created_at) l, avg(r.claimed_at-r.launched_at) c, avg(r.finished_at-r.claimed_at) f, avg(e.deploying_at-e.created_at) dp, avg(e.live_at-e.deploying_at) lv from run r join release e on e.build_id=r.build_id"))
+        await drive(connection, start, finish, 50)
+        rate = await drive(connection, lambda n: start(n + 1000), finish, COUNT)
     await connection.close()
     return rate
 
@@ -247,13 +261,17 @@ async def _in_process(url: str, home: Path) -> float:
     template = Template(home / "registry")
     connection = await asyncpg.connect(url)
     settings = Settings(
-        database_url=url, home=home, secret_keys=env["SLIPWAY_SECRET_KEYS"], api_key="slp_bench", project_concurrency=100000
-    )  # type: ignore[arg-type]
+        database_url=SecretStr(url),
+        home=home,
+        secret_keys=SecretStr(env["SLIPWAY_SECRET_KEYS"]),
+        api_key=SecretStr("slp_bench"),
+        project_concurrency=100000,
+    )
     async with process("worker", env), open_context(settings, url, hold_local=False) as context:
         server = await noop.join(context.catalog)
         async with context.sessions.begin() as session:
             await ensure_key(session, settings)
-            project = (await session.execute(db.select(Project))).scalar_one()
+            project = (await session.execute(select(Project))).scalar_one()
 
         async def start(number: int) -> None:
             async with context.sessions.begin() as session:
@@ -274,7 +292,6 @@ async def _in_process(url: str, home: Path) -> float:
         server.close()
     await connection.close()
     return rate
-
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ async def join(catalog: Catalog) -> asyncio.Server:
     """Put the platform ``noop`` into a catalog; returns the server that its services answer from."""
     services = Services()
     server = await asyncio.start_server(_answer, "127.0.0.1", 0)
-    services.url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+    services.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     entry = Entry(name="noop", traits=TRAITS, configured=True)
     catalog.entries = {**catalog.entries, "noop": entry}
     catalog.held["noop"] = Platform(name="noop", traits=TRAITS, builders=Builders(), services=services)

@@ -6,8 +6,9 @@ import sys
 import uvloop
 
 from app import jobs, logs
+from app.ground import bind
 from app.main import ensure_key, open_context
-from app.serving import Up, api_part, bind, until_stopped
+from app.serving import Up, api_part, until_stopped
 from app.settings import Settings
 from benchmarks import noop
 

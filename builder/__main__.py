@@ -25,6 +25,6 @@ async def _main() -> int:
 
 
 if __name__ == "__main__":
-    assert lean  # imported for what it does to the imports after it
+    assert lean.__doc__  # imported for what it does to the imports after it
     harden()
     sys.exit(asyncio.run(_main()))
