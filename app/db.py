@@ -117,7 +117,8 @@ async def schema_is_current(session: AsyncSession) -> bool:
 
 async def installation(session: AsyncSession, keyring: Keyring) -> str:
     """Return the installation's id; KeysError when this process holds other secret keys than the rest."""
-    row = (await session.execute(select(Installation))).scalar_one()
+    # Locked, so that of two processes that start at once with unlike keys the second one notices.
+    row = (await session.execute(select(Installation).with_for_update())).scalar_one()
     ours = keyring.check_values()
     for key_id, fingerprint in row.key_check.items():
         if ours.get(key_id, fingerprint) != fingerprint:

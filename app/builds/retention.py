@@ -34,7 +34,7 @@ async def keep(context: Context) -> dict[str, int]:
         removed["secret_version"] = await _secrets(session)
     removed["artifact"] = await _artifacts(context, settings.keep_unreferenced_days)
     if any(removed.values()):
-        log.info("retention", **{k: v for k, v in removed.items() if v})
+        log.info("retention", removed={k: v for k, v in removed.items() if v})
     return removed
 
 
@@ -145,9 +145,11 @@ async def _artifacts(context: Context, days: float) -> int:
         if ids:
             await session.execute(update(Artifact).where(Artifact.id.in_(ids)).values(status="deleting"))
     async with context.sessions() as session:
-        doomed = (
-            (await session.execute(select(Artifact).where(Artifact.status == "deleting").limit(50))).scalars().all()
+        # What a release's history still names keeps its row: its image is looked at again only after a whole term.
+        due = select(Artifact).where(
+            Artifact.status == "deleting", Artifact.last_used_at < func.now() - timedelta(days=days)
         )
+        doomed = (await session.execute(due.order_by(Artifact.last_used_at).limit(50))).scalars().all()
     gone = []
     for artifact in doomed:
         try:
@@ -161,6 +163,7 @@ async def _artifacts(context: Context, days: float) -> int:
             await session.execute(update(Build).where(Build.artifact_id.in_(gone)).values(artifact_id=None))
             still = select(Release.artifact_id).where(Release.artifact_id.in_(gone))
             kept = set((await session.execute(still)).scalars())
+            await session.execute(update(Artifact).where(Artifact.id.in_(kept)).values(last_used_at=func.now()))
             await session.execute(delete(Artifact).where(Artifact.id.in_([g for g in gone if g not in kept])))
     return len(gone)
 
