@@ -35,7 +35,11 @@ class Toolbox:
         """Make a SLIPWAY_HOME whose seed is there, or is an empty folder for tests that compile nothing."""
         seed = next((self.seed_home / "local/seed").glob("seed-*"))
         if seeded:
-            shutil.copytree(seed, folder / "local/seed" / seed.name, copy_function=os.link)
+            copy = folder / "local/seed" / seed.name
+            shutil.copytree(seed, copy, copy_function=os.link)
+            for made in (copy, *copy.iterdir()):
+                if made.is_dir():
+                    os.chown(made, seed.stat().st_uid, seed.stat().st_gid)
         else:
             (folder / "local/seed" / seed.name).mkdir(parents=True)
         return folder

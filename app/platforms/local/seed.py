@@ -3,6 +3,10 @@
 Each build sees it through an overlay whose writes die with it. Where the kernel allows no overlay in a user namespace a
 build gets a private copy instead: hard links would be cheaper, but whoever owns a link can write to the seed through it.
 
+Its folders belong to the account that builds have, since the overlay gives a new file only to the owner of its folder: Go
+keeps the index of a fetched module there and fails without. Where builds are not sandboxed they must not get that far, so
+the seed's own folder is then closed to all but us.
+
 Entries carry a time far ahead, because Go refreshes entries older than an hour (``cache.used`` in cmd/go), and that would
 copy the whole seed into every build's memory.
 """
@@ -42,12 +46,14 @@ class Seed:
         """Return the folder of the seed; the first call makes it (some 15 s on two cores), others wait for that."""
         path = self._folder / f"seed-{self._tools.go_version}"
         if path.is_dir():
+            await asyncio.to_thread(self._admit, path)
             return path
         if self._making is None or (self._making.done() and not path.is_dir()):
             if progress:
                 progress(f"compiling the standard library of {self._tools.go_version} once, for all builds")
             self._making = asyncio.create_task(self._in_a_thread(path))
         await asyncio.shield(self._making)
+        await asyncio.to_thread(self._admit, path)
         if progress:
             progress("the standard library is compiled")
         return path
@@ -78,9 +84,31 @@ class Seed:
             if self._spawner.account:
                 os.chown(draft, self._spawner.account.uid, self._spawner.account.gid)
             self._compile(draft)
-            _close(draft)
+            self._close(draft)
             draft.rename(path)
             return path
+
+    def _admit(self, path: Path) -> None:
+        """Let builds look into the seed through an overlay, or not at all."""
+        account = self._spawner.account
+        if account is None:
+            return
+        owner = (account.uid, account.gid) if self._tools.sandboxed else (os.geteuid(), os.getegid())
+        os.chown(path, *owner)
+        path.chmod(0o755 if self._tools.sandboxed else 0o700)
+
+    def _close(self, draft: Path) -> None:
+        """Take the files over and close them to everybody's writing."""
+        account = self._spawner.account
+        builds = (account.uid, account.gid) if account else (os.geteuid(), os.getegid())
+        for folder, _, names in os.walk(draft, topdown=False):
+            for name in names:
+                path = Path(folder, name)
+                os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
+                path.chmod(0o444)
+                os.utime(path, (AHEAD, AHEAD))
+            os.chown(folder, *builds)
+            Path(folder).chmod(0o755)
 
     def _compile(self, draft: Path) -> None:
         go_root = self._tools.need_go("seed")
@@ -116,18 +144,6 @@ class Seed:
         if done.returncode != 0:
             words = done.stderr.decode(errors="replace").strip()[-500:]
             raise Misconfigured("local", "seed", f"the standard library can't be compiled: {words}")
-
-
-def _close(draft: Path) -> None:
-    """Take the files over and close them to everybody's writing."""
-    for folder, _, names in os.walk(draft, topdown=False):
-        for name in names:
-            path = Path(folder, name)
-            os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
-            path.chmod(0o444)
-            os.utime(path, (AHEAD, AHEAD))
-        os.chown(folder, os.geteuid(), os.getegid())
-        Path(folder).chmod(0o755)
 
 
 def copy(seed: Path, target: Path, owner: tuple[int, int] | None) -> None:
