@@ -50,7 +50,7 @@ CASES = {
     "not a program": Bad(program("package agent\n"), "not_a_program", "is not a program", kept="is not a program"),
     "newer Go": Bad(program(MAIN, mod="module m\n\ngo 1.99\n"), "toolchain_mismatch", "requires go >= 1.99", kept="1.99"),
     "out of memory": Bad(
-        program(HUGE), "out_of_memory", "memory", retryable=True, builder={"memory_mb": 256, "timeout_seconds": 60}
+        program(HUGE), "out_of_memory", "more than 256 MB", retryable=True, builder={"memory_mb": 256, "timeout_seconds": 60}
     ),
     "listens to nobody": Bad(program(DEAF), "not_listening", "did not listen on port 8080", service=True),
     "crashes": Bad(program(CRASHING), "crashed_at_start", "code 3: no database, good bye", service=True),

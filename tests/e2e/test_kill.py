@@ -34,6 +34,7 @@ class Kills:
         self._number += 1
         self.name, self.digest = f"svc-{self._number}", ""
         self.modules.opened.clear()
+        self.modules.modules.asked.clear()
 
     def live(self) -> Json:
         """Make a live service, and return its build."""
@@ -44,7 +45,7 @@ class Kills:
     def waiting(self) -> str:
         """Send a build whose builder waits for a module until the door is opened; returns its id."""
         build = self.place.send(self.modules.needing(tiny(), "example.test/slow"), self.name)
-        eventually_sync(lambda: self.place.api("GET", f"/v1/builds/{build}")["runs"][-1]["stage"] == "modules", 20)
+        eventually_sync(lambda: self.modules.modules.asked != [], 30)
         return build
 
     def arm(self, point: str) -> None:
