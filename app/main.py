@@ -19,7 +19,7 @@ from app.ids import new_id
 from app.images.access import Images
 from app.models import ApiKey, Project
 from app.platforms import local
-from app.platforms.catalog import Catalog, entries
+from app.platforms.catalog import REMOTE, Catalog, entries
 from app.secrets import Keyring, KeysError, home_keys, parse_keys
 from app.settings import Settings
 
@@ -84,6 +84,9 @@ async def open_context(
                 local.create(settings, keyring.derive("local-records"), fault=faults.at)
             )
             catalog.held["local"] = owned.platform
+        for name, remote in REMOTE.items():
+            if catalog.usable(name):
+                catalog.held[name] = await stack.enter_async_context(remote.opened(settings))
         yield Context(
             settings=settings,
             engine=engine,

@@ -36,6 +36,112 @@ class LocalSettings(BaseModel):
     go_root: Path | None = None
 
 
+class FlySettings(BaseModel):
+    """One Fly organization. ``token`` is an org token, with or without its scheme word; the URLs differ only under imitation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    token: SecretStr
+    org: str = "personal"
+    regions: Words = ("iad",)
+    """Tried in this order when a request names none."""
+    max_builders: int = Field(20, ge=1, le=1000)
+    api_url: str = "https://api.machines.dev"
+    logs_url: str = "https://api.fly.io"
+    registry: str = "https://registry.fly.io"
+    service_url: str = "https://{app}.fly.dev"
+    """Template of a service's address."""
+
+    @field_validator("regions", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return words(value)
+
+
+class KoyebSettings(BaseModel):
+    """One Koyeb organization. The idle bounds are its plan's; the URLs differ only under imitation.
+
+    ``enabled`` has to be said: since Koyeb's sale new organizations may get no account, so it is for those that have one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = False
+    token: SecretStr | None = None
+    regions: Words = ("fra",)
+    """Tried in this order when a request names none."""
+    builder_registry_secret: str | None = None
+    """Name of the organization's secret that pulls the builder image, when that is private."""
+    max_builders: int = Field(20, ge=1, le=1000)
+    min_idle_seconds: int = Field(60, ge=1)
+    max_idle_seconds: int = Field(21_600, ge=1)
+    start_seconds: float = Field(60.0, gt=0)
+    """How long a service that is woken by us may take to listen."""
+    poll_seconds: float = Field(10.0, gt=0)
+    api_url: str = "https://app.koyeb.com"
+    service_url: str = "https://{domain}"
+    """Template of a service's address; the domain is the one that Koyeb gave."""
+
+    @field_validator("regions", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return words(value)
+
+
+class RailwaySettings(BaseModel):
+    """One Railway workspace: ids of two projects, each with one environment; builders and services must not share one.
+
+    The URLs differ only under imitation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    token: SecretStr
+    """A workspace token: account and project tokens see too much or too little."""
+    project: str
+    environment: str
+    builders_project: str
+    builders_environment: str
+    plan: Literal["hobby", "pro"] = "pro"
+    """Decides on requests per hour, the largest service and whether private images can be pulled."""
+    region: str | None = None
+    max_builders: int = Field(20, ge=1, le=1000)
+    api_url: str = "https://backboard.railway.com/graphql/v2"
+    service_url: str = "https://{domain}"
+    """Template of a service's address; the domain is the one that Railway gave."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> "RailwaySettings":
+        if self.project == self.builders_project:
+            raise ValueError("builders need a project of their own: variables and the private network are a project's")
+        return self
+
+
+class NorthflankSettings(BaseModel):
+    """One Northflank account and project. The URLs and ``registry`` differ only under imitation, or behind a proxy of yours."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    token: SecretStr
+    project: str
+    """Where services run."""
+    builder_project: str | None = None
+    """Where builders run; one of their own shares no private network with services."""
+    team: str | None = None
+    """For a token that belongs to an organization."""
+    builder_credentials: str | None = None
+    """Id of the account's registry credential that pulls the builder image, when that is private."""
+    builder_disk_mb: int = Field(8192, ge=1024)
+    max_builders: int = Field(20, ge=1, le=1000)
+    requests_per_hour: int = Field(1000, ge=10)
+    """The account's limit; Northflank's support raises it."""
+    api_url: str = "https://api.northflank.com"
+    registry: str | None = None
+    """The registry's address as Northflank pulls from it: a host with a dot, and no port."""
+    service_url: str = "https://{dns}"
+    """Template of a service's address; the host name is the one that Northflank gave."""
+
+
 class Settings(BaseSettings):
     """All settings of all processes; see the field docstrings in ``docs/settings.md`` for the operator's view."""
 
@@ -127,11 +233,15 @@ class Settings(BaseSettings):
 
     # --- platforms; None means not offered
     local: LocalSettings | None = LocalSettings()
+    fly: FlySettings | None = None
+    koyeb: KoyebSettings | None = None
+    railway: RailwaySettings | None = None
+    northflank: NorthflankSettings | None = None
 
     @field_validator("builder_fallback", "allow_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
+        return words(value)
 
     @field_validator("home", mode="after")
     @classmethod
@@ -177,6 +287,11 @@ class Settings(BaseSettings):
     def embedded_database(self) -> bool:
         """True when this installation brings its own PostgreSQL."""
         return self.database_url is None
+
+
+def words(value: object) -> object:
+    """Split a comma separated setting; anything but a string is left as it is."""
+    return tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
 
 
 def is_loopback(url: str) -> bool:

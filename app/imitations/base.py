@@ -16,6 +16,7 @@ Each handler names the section of its source in its docstring. It answers, or ra
 next fitting operation do that; ``requests`` is what came in; ``contract.violations`` is what was wrong with it.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -98,6 +99,8 @@ class Imitation:
     contract_file: ClassVar[str]
     amendments: ClassVar[Amendments] = Amendments()
     misbehaviours: ClassVar[Mapping[str, Fault]] = {}
+    quirks: ClassVar[frozenset[str]] = frozenset()
+    """Names of misbehaviours that are no answers: code asks for them by ``quirk``."""
 
     def __init__(self, folder: Path, *, contracts: Path | None = None, port: int = 0) -> None:
         self.folder = folder
@@ -106,6 +109,7 @@ class Imitation:
         self.url = ""
         self._port = port
         self._faults: list[Fault] = []
+        self._quirks: Counter[str] = Counter()
         self._stack = AsyncExitStack()
 
     def routes(self) -> Sequence[BaseRoute]:
@@ -129,9 +133,20 @@ class Imitation:
 
     def misbehave(self, name: str, *operations: str, times: int = 1, **changes: Any) -> None:
         """Make the next requests of these operations (default: those the misbehaviour is about) go wrong in that way."""
+        if name in self.quirks:
+            self._quirks[name] += times
+            return
         fault = {**COMMON, **self.misbehaviours}[name]
         changes |= {"operations": operations} if operations else {}
         self._faults.append(replace(fault, times=times, **changes))
+
+    def quirk(self, name: str) -> bool:
+        """Tell whether this quirk was asked for, and use it up."""
+        assert name in self.quirks, name
+        if not self._quirks[name]:
+            return False
+        self._quirks[name] -= 1
+        return True
 
     def count(self, operation: str) -> int:
         """Return how often an operation was asked for."""
@@ -145,7 +160,15 @@ class Imitation:
 
         return Route(path, endpoint, methods=[method], name=operation)
 
-    async def _attend(self, operation: str, handler: Handler, request: Request) -> Response:
+    def unchecked(self, operation: str, method: str, path: str, handler: Handler) -> Route:
+        """Return a route that the contract does not know of."""
+
+        async def endpoint(request: Request) -> Response:
+            return await self._attend(operation, handler, request, check=False)
+
+        return Route(path, endpoint, methods=[method], name=operation)
+
+    async def _attend(self, operation: str, handler: Handler, request: Request, *, check: bool = True) -> Response:
         body = await request.body()
         fault = self._take(operation)
         if fault is None or fault.after:
@@ -158,7 +181,7 @@ class Imitation:
         query = request.scope["query_string"].decode()
         status = response.status_code if fault is None else max(fault.status, 0)
         self.requests.append(Seen(operation, request.method, request.url.path, query, status, body))
-        if fault is None or (fault.checked and fault.status > 0):
+        if check and (fault is None or (fault.checked and fault.status > 0)):
             self._check(request, query, body, response)
         return response
 

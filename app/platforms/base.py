@@ -230,6 +230,8 @@ class Inspection:
     out_of_memory: bool = False
     message: str | None = None
     address: Address | None = None
+    healthy: bool | None = None
+    """What the platform's own health check says of a service; None where we must ask the address ourselves."""
 
 
 @dataclass(frozen=True, kw_only=True)

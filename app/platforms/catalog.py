@@ -4,12 +4,29 @@
 one in a split installation) is listed with its traits and no capabilities.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from app.platforms import local
+from app.platforms import fly, local, railway
 from app.platforms.base import Platform, Traits
 from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A platform on other machines: what is known of it, what it lacks to be offered, and how it is opened."""
+
+    traits: Callable[[Settings], Traits]
+    missing: Callable[[Settings], tuple[str, ...]]
+    opened: Callable[[Settings], AbstractAsyncContextManager[Platform]]
+
+
+#: The remote platforms: any process may call them.
+REMOTE: Mapping[str, Remote] = {
+    "fly": Remote(fly.traits, fly.missing, fly.opened),
+    "railway": Remote(railway.traits, railway.missing, railway.opened),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +72,8 @@ def entries(settings: Settings) -> dict[str, Entry]:
     """Return what is known of each platform under these settings."""
     on = settings.local is not None and settings.local.enabled
     missing = () if on else ("SLIPWAY_LOCAL__ENABLED",)
-    return {
-        "local": Entry(name="local", traits=local.traits(settings), configured=on, missing=missing),
-    }
+    known = {"local": Entry(name="local", traits=local.traits(settings), configured=on, missing=missing)}
+    for name, remote in REMOTE.items():
+        lacks = remote.missing(settings)
+        known[name] = Entry(name=name, traits=remote.traits(settings), configured=not lacks, missing=lacks)
+    return known
