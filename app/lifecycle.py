@@ -267,7 +267,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         Owner.CALLER, False, "The program started but did not listen on service.port. Listen on 0.0.0.0:$PORT."
     ),
     Reason.CRASHED_AT_START: ReasonInfo(
-        Owner.CALLER, False, "The program ended right after its start. The service's log has its last words."
+        Owner.CALLER, False, "The program ended right after its start. The build's log ends with its last words."
     ),
     Reason.HEALTH_CHECK_FAILED: ReasonInfo(
         Owner.CALLER, False, "The program answered, but service.health_path did not return a 2xx in time."

@@ -28,6 +28,7 @@ from app.platforms.base import (
     ImageRef,
     Inspection,
     Launched,
+    LogLine,
     Misconfigured,
     NoCapacity,
     Phase,
@@ -43,6 +44,7 @@ from app.platforms.base import (
 )
 from app.secrets import KeysError, Sealed
 from app.services import retire
+from app.services.last_words import keep, last_words
 from app.services.release import next_pending, nudge, ref_of
 
 log = structlog.get_logger()
@@ -102,7 +104,8 @@ async def promote(context: Context, release_id: str) -> None:
                 await platform.services.activate(ref_of(context, release))
         faults.at("promote.activated")
     except Gated as e:
-        await _not_live(context, claimed, e)
+        words = await last_words(context, claimed.release, e.reason) if e.again is None else []
+        await _not_live(context, claimed, e, words)
         faults.at("promote.failed")
     else:
         async with context.sessions.begin() as session:
@@ -372,7 +375,7 @@ async def _switch(context: Context, session: AsyncSession, claimed: Claimed, add
     await next_pending(context, session, service.id)
 
 
-async def _not_live(context: Context, claimed: Claimed, problem: Gated) -> None:
+async def _not_live(context: Context, claimed: Claimed, problem: Gated, words: list[LogLine]) -> None:
     """Try again later when that may help and time is left; else end the release, which leaves the old one serving."""
     async with context.sessions.begin() as session:
         _, build, release, _ = await _lock(session, claimed.release.id)
@@ -389,6 +392,8 @@ async def _not_live(context: Context, claimed: Claimed, problem: Gated) -> None:
             nudge(context, session, release, delay=problem.again)
             return
         await _end(context, session, build, release, problem.reason, problem.message, **claimed.found)
+        if build is not None:
+            await keep(session, build.id, words)
 
 
 def _unwanted(context: Context, session: AsyncSession, release: Release | None, claimed: Claimed) -> None:
