@@ -17,7 +17,7 @@ from app.models import Event
 from app.queue import SETTINGS, Nudge
 
 _ENQUEUE = QueryQueueBuilder(SETTINGS).build_enqueue_query("skip")
-_EVENTS = insert(Event)
+_EVENTS = insert(Event).inline()  # nobody wants their ids back
 _COLUMNS = ("build_id", "run_id", "service_id", "release_id")
 
 
@@ -45,8 +45,7 @@ def mark(session: AsyncSession, point: str) -> None:
 def _write(session: Session) -> None:
     events, nudges = session.info.pop("events", None), session.info.pop("nudges", None)
     if events:
-        # One statement for all, and nobody wants their ids back.
-        session.connection().execute(_EVENTS.values(events).inline())
+        session.connection().execute(_EVENTS, events)
     if nudges:
         session.connection().exec_driver_sql(_ENQUEUE, _parameters(nudges))
 

@@ -220,14 +220,14 @@ def upgrade() -> None:
         "build",
         ["next_check_at"],
         unique=False,
-        postgresql_where=sa.text("status in ('queued', 'dispatching', 'building', 'promoting', 'failed')"),
+        postgresql_where=sa.text("status in ('queued', 'dispatching', 'building', 'promoting')"),
     )
     op.create_index(
         "ix_build_open",
         "build",
         ["builder_platform", "status", "created_at"],
         unique=False,
-        postgresql_where=sa.text("status in ('queued', 'dispatching', 'building', 'promoting', 'failed')"),
+        postgresql_where=sa.text("status in ('queued', 'dispatching', 'building', 'promoting')"),
     )
     op.create_index("ix_build_project_id_id", "build", ["project_id", "id"], unique=False)
     op.create_index("ix_build_retry_of", "build", ["retry_of"], unique=False)
@@ -373,7 +373,7 @@ def upgrade() -> None:
         "run",
         ["deadline_at"],
         unique=False,
-        postgresql_where=sa.text("status in ('launching', 'running', 'failed')"),
+        postgresql_where=sa.text("status in ('launching', 'running')"),
     )
     op.create_table(
         "run_log",
@@ -398,7 +398,7 @@ def downgrade() -> None:
     op.drop_index("ix_run_log_created_at", table_name="run_log")
     op.drop_table("run_log")
     op.drop_index(
-        "ix_run_open", table_name="run", postgresql_where=sa.text("status in ('launching', 'running', 'failed')")
+        "ix_run_open", table_name="run", postgresql_where=sa.text("status in ('launching', 'running')")
     )
     op.drop_index("ix_run_not_cleaned", table_name="run", postgresql_where=sa.text("cleaned_at is null"))
     op.drop_index("ix_run_build_id", table_name="run")
@@ -424,12 +424,12 @@ def downgrade() -> None:
     op.drop_index(
         "ix_build_open",
         table_name="build",
-        postgresql_where=sa.text("status in ('queued', 'dispatching', 'building', 'promoting', 'failed')"),
+        postgresql_where=sa.text("status in ('queued', 'dispatching', 'building', 'promoting')"),
     )
     op.drop_index(
         "ix_build_next_check_at",
         table_name="build",
-        postgresql_where=sa.text("status in ('queued', 'dispatching', 'building', 'promoting', 'failed')"),
+        postgresql_where=sa.text("status in ('queued', 'dispatching', 'building', 'promoting')"),
     )
     op.drop_index("ix_build_finished_at", table_name="build")
     op.drop_index("ix_build_artifact_id", table_name="build")
