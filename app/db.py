@@ -9,12 +9,15 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import ColumnElement, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from app.models import Installation
@@ -23,6 +26,18 @@ from app.secrets import Keyring, KeysError
 
 Sessions = async_sessionmaker[AsyncSession]
 
+DATABASE_AWAY: tuple[type[Exception], ...] = (
+    ConnectionError,
+    TimeoutError,
+    InterfaceError,
+    OperationalError,
+    PoolTimeout,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.TooManyConnectionsError,
+)
+"""What a statement raises when the database can't be asked; asyncpg's own come from the making of a connection."""
 CONNECT_SECONDS = 10
 STATEMENT_SECONDS = 60
 

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import __version__, db, faults, leases
 from app.api import builds, health, platforms, problems, runs, services, sources
 from app.api.deps import hash_key
+from app.api.guard import Guard
 from app.context import Context
 from app.ids import new_id
 from app.images.access import Images
@@ -21,7 +22,7 @@ from app.models import ApiKey, Project
 from app.platforms import local
 from app.platforms.catalog import REMOTE, Catalog, entries
 from app.secrets import Keyring, KeysError, home_keys, parse_keys
-from app.settings import Settings
+from app.settings import MIB, Settings
 
 TAGS = [
     {"name": "builds", "description": "One request: a source and where it shall run."},
@@ -47,6 +48,8 @@ def create_app(context: Context) -> FastAPI:
     for router in (builds.router, sources.router, services.router, platforms.router, runs.router, health.router):
         app.include_router(router)
     app.mount("/v2", context.images.asgi)
+    # JSON may write a byte as six.
+    app.add_middleware(Guard, limit=6 * context.settings.max_inline_bytes + MIB)
     return app
 
 

@@ -86,9 +86,16 @@ def decode_cursor(cursor: str, *kinds: type) -> list[Any]:
     except (binascii.Error, ValueError, UnicodeError):
         values = None
     good = isinstance(values, list) and len(values) == len(kinds)
-    if not good or not all(isinstance(v, k) for v, k in zip(values, kinds, strict=True)):
+    if not good or not all(_fits(v, k) for v, k in zip(values, kinds, strict=True)):
         raise Refusal(422, "invalid_cursor", "cursor: is not one that this list gave")
     return list(values)
+
+
+def _fits(value: object, kind: type) -> bool:
+    """Tell whether a value can be compared with a column: PostgreSQL takes neither NUL nor more than 64 bits."""
+    if isinstance(value, str):
+        return kind is str and "\x00" not in value and value.isascii()
+    return type(value) is int and kind is int and abs(value) < 2**63
 
 
 async def read_body(request: Request, limit: int, what: str) -> bytes:

@@ -9,12 +9,13 @@ from app import __version__
 from app.api.deps import Ctx
 from app.api.problems import responses
 from app.api.schemas import Ready
-from app.db import schema_is_current
+from app.db import DATABASE_AWAY, schema_is_current
 from app.errors import unavailable
 
 router = APIRouter(tags=["health"])
 
 CHECK_SECONDS = 3
+CANT_SERVE: tuple[type[Exception], ...] = (*DATABASE_AWAY, SQLAlchemyError, OSError)
 
 
 @router.get("/healthz", responses=responses())
@@ -29,7 +30,7 @@ async def readyz(context: Ctx) -> Ready:
     try:
         async with asyncio.timeout(CHECK_SECONDS), context.sessions() as session:
             current = await schema_is_current(session)
-    except (SQLAlchemyError, OSError, TimeoutError) as e:
+    except CANT_SERVE as e:
         raise unavailable("The database does not answer.", reason="database_unavailable") from e
     if not current:
         raise unavailable("The database's schema is not current; run `slipway migrate`.", reason="schema_outdated")

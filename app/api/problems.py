@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.api.schemas import Problem
-from app.errors import FieldError, Refusal
+from app.db import DATABASE_AWAY
+from app.errors import FieldError, Refusal, unavailable
 
 log = structlog.get_logger()
 
@@ -21,6 +22,7 @@ _HTTP_REASONS = {
     404: "route_not_found",
     405: "method_not_allowed",
     406: "not_acceptable",
+    413: "too_large",
     415: "unsupported_media_type",
 }
 
@@ -68,6 +70,14 @@ def install(app: FastAPI) -> None:
         elif error.status_code == 405:
             detail = f"{request.method} is not allowed on {request.url.path[:256]}."
         return respond(request, Refusal(error.status_code, reason, detail, headers=dict(error.headers or {})))
+
+    async def away(request: Request, error: Exception) -> JSONResponse:
+        log.warning("the database does not answer", path=request.url.path, error=str(error) or type(error).__name__)
+        refusal = unavailable("The database does not answer; try again.", reason="database_unavailable")
+        return respond(request, refusal)
+
+    for kind in DATABASE_AWAY:
+        app.exception_handler(kind)(away)
 
     @app.exception_handler(Exception)
     async def crashed(request: Request, error: Exception) -> JSONResponse:

@@ -1,0 +1,45 @@
+"""What every request must keep to before any route sees it: a body of bounded size, and no NUL in its address."""
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import respond
+from app.errors import Refusal
+
+UNBOUNDED = ("/v1/sources", "/v2/")
+"""These stream their bodies and have limits of their own."""
+
+
+class Guard:
+    """Middleware. ``limit`` in bytes holds for every body that is read as a whole; over it the answer is 413."""
+
+    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, guarded."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
+            # PostgreSQL can't even compare with it, so nothing has such a name.
+            refusal = Refusal(404, "route_not_found", "There is nothing whose name has a NUL in it.")
+            await respond(Request(scope), refusal)(scope, receive, send)
+            return
+        if not scope["path"].startswith(UNBOUNDED):
+            receive = self._bounded(receive)
+        await self._app(scope, receive, send)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                raise HTTPException(413, f"the body has more than {self._limit} bytes")
+            return message
+
+        return bounded
