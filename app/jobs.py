@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.builds import cleanup, dispatch, retention
 from app.builds import sweep as builds_sweep
+from app.builds.look_after import look_after
 from app.context import Context
 from app.db import plain_dsn
 from app.queue import SETTINGS, Job, entrypoint, queries
@@ -81,6 +82,9 @@ async def work(
         async with asyncio.TaskGroup() as group:
             group.create_task(_left_loudly(run), name="queue")
             group.create_task(_every(context.settings.reconcile_seconds, lambda: reconcile(context)), name="reconcile")
+            group.create_task(
+                _every(context.settings.reconcile_seconds, lambda: look_after(context)), name="look after"
+            )
             group.create_task(_every(context.settings.sweep_seconds, lambda: sweep(context)), name="sweep")
             group.create_task(_every(RETENTION_SECONDS, lambda: keep(context)), name="retention")
 

@@ -4,15 +4,12 @@ The jobs of a host-bound platform run in one process alone, and an embedded data
 there while nobody works yet is what a dead process left. Without this it would be found too, but only time-out by time-out.
 """
 
-import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
 
-from app import outbox, queue
+from app import queue
 from app.context import Context
-from app.lifecycle import OPEN_RUN, BuildStatus, ReleaseStatus, ServiceStatus
-from app.models import Build, Release, Run, Service
-
-log = structlog.get_logger()
+from app.lifecycle import BuildStatus, ReleaseStatus, ServiceStatus
+from app.models import Build, Release, Service
 
 LAUNCHING = (BuildStatus.DISPATCHING,)
 DEPLOYING = (ReleaseStatus.PENDING, ReleaseStatus.DEPLOYING)
@@ -42,8 +39,3 @@ async def take_over(context: Context) -> None:
             update(Release).where(Release.status.in_(DEPLOYING), Release.platform.in_(names)),
         ):
             await session.execute(statement.values(next_check_at=func.now()))
-        runs = select(Run.id, Run.platform).where(Run.status.in_(OPEN_RUN), Run.platform.in_(names))
-        for run_id, platform in (await session.execute(runs)).all():
-            # Its builder may be at work still, or may have ended while there was nobody to be told.
-            host_bound = context.catalog.host_bound(platform)
-            outbox.enqueue(session, queue.Nudge(queue.Job.CHECK, run_id, -1, host_bound=host_bound))

@@ -10,8 +10,7 @@ from pgqueuer.db import AsyncpgDriver
 from pgqueuer.ports.repository import EntrypointExecutionParameter
 from pgqueuer.types import QueueEntrypoint, QueueManagerId
 
-from app.models import Build, Run
-from app.platforms.base import Phase
+from app.models import Build
 from app.queue import queries
 from app.takeover import owned, take_over
 from tests.support.platform import NAME, TRAITS
@@ -93,20 +92,3 @@ async def test_an_embedded_database_has_no_other_user(database_url: str, tmp_pat
     async with world(database_url, tmp_path) as it:
         alone = replace(it.context, settings=it.context.settings.model_copy(update={"database_url": None}))
         assert owned(alone) == [NAME]
-
-
-async def test_a_builder_that_ended_meanwhile_is_noticed_at_once(database_url: str, tmp_path: Path) -> None:
-    async with world(database_url, tmp_path, traits=BOUND) as it:
-        build = await it.submit()
-        await it.jobs()
-        await (await it.builder(build)).claim()
-        run = await it.run_of(build)
-        await take_over(it.context)
-        await it.jobs()
-        assert (await it.one(Run, id=run.id)).status == "running"
-        it.machine(run).phase = Phase.EXITED
-        await it.reconcile()
-        assert (await it.one(Run, id=run.id)).status == "running"  # it is silent, but not for long enough
-        await take_over(it.context)
-        await it.jobs()
-        assert (await it.one(Run, id=run.id)).status == "lost"
