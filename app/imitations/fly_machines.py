@@ -181,6 +181,8 @@ class Host:
         machine.port = _free_port()
         await asyncio.to_thread(machine.cwd.mkdir, parents=True, exist_ok=True)
         machine.running = await start(machine.program.argv, self._env(machine), machine.cwd, machine.lines)
+        if machine.requested:  # asked to end while it was being started
+            await machine.running.stop(signal.SIGKILL)
         machine.starts += 1
         self.started.append(machine)
         machine.event("start", "started")

@@ -168,7 +168,7 @@ class JsonApi:
         timeout: float | None,
     ) -> Answer:
         self.requests[operation] += 1
-        waits = httpx.Timeout(self._timeout, read=timeout) if timeout is not None else self._timeout
+        waits = self._timeout if timeout is None else httpx.Timeout(timeout, connect=self._timeout.connect)
         request = self._http.build_request(
             method, path, params=_plain(params), json=json, headers=headers, timeout=waits
         )
