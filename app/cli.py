@@ -12,7 +12,7 @@ from app import __version__, db, logs, serving
 from app.embedded.errors import EmbeddedError
 from app.ground import SetupError
 from app.leases import LeaseError
-from app.main import create_key, load_keyring
+from app.main import create_key, load_keyring, local_keys
 from app.models import Project
 from app.platforms.base import PlatformError
 from app.secrets import KeysError, make_keys
@@ -151,7 +151,7 @@ def seed() -> None:
 
     async def main() -> None:
         settings = read_settings()
-        async with local.create(settings, load_keyring(settings).derive("local-records")) as platform:
+        async with local.create(settings, *local_keys(load_keyring(settings))) as platform:
             await platform.seed(say)
         say("the seed is ready")
 

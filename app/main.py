@@ -64,6 +64,12 @@ def load_keyring(settings: Settings) -> Keyring:
     )
 
 
+def local_keys(keyring: Keyring) -> list[bytes]:
+    """Return what the local platform seals with (the first) and opens with (all)."""
+    others = [k for k in keyring.keys if k != keyring.active]
+    return [keyring.derive("local-records", k) for k in (keyring.active, *others)]
+
+
 @contextlib.asynccontextmanager
 async def open_context(
     settings: Settings, database_url: str, *, hold_local: bool, pool_size: int | None = None
@@ -82,10 +88,8 @@ async def open_context(
         stack.push_async_callback(images.close)
         catalog = Catalog(entries=entries(settings))
         if hold_local and catalog.usable("local"):
-            await stack.enter_async_context(leases.held(sessions, f"local:{socket.gethostname()}"))
-            owned = await stack.enter_async_context(
-                local.create(settings, keyring.derive("local-records"), fault=faults.at)
-            )
+            await stack.enter_async_context(leases.held(sessions, "local"))
+            owned = await stack.enter_async_context(local.create(settings, *local_keys(keyring), fault=faults.at))
             catalog.held["local"] = owned.platform
         for name, remote in REMOTE.items():
             if catalog.usable(name):

@@ -7,6 +7,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
 from app.api.schemas import Problem
@@ -70,6 +71,21 @@ def install(app: FastAPI) -> None:
         elif error.status_code == 405:
             detail = f"{request.method} is not allowed on {request.url.path[:256]}."
         return respond(request, Refusal(error.status_code, reason, detail, headers=dict(error.headers or {})))
+
+    async def away(request: Request, error: Exception) -> JSONResponse:
+        log.warning("the database does not answer", path=request.url.path, error=str(error) or type(error).__name__)
+        refusal = unavailable("The database does not answer; try again.", reason="database_unavailable")
+        return respond(request, refusal)
+
+    for kind in DATABASE_AWAY:
+        app.exception_handler(kind)(away)
+
+    @app.exception_handler(OperationalError)
+    @app.exception_handler(InterfaceError)
+    @app.exception_handler(OSError)
+    async def cut_off(request: Request, error: Exception) -> JSONResponse:
+        log.error("the database does not answer", path=request.url.path, error=f"{type(error).__name__}: {error}"[:300])
+        return respond(request, unavailable("The database does not answer; try again.", reason="database_unavailable"))
 
     async def away(request: Request, error: Exception) -> JSONResponse:
         log.warning("the database does not answer", path=request.url.path, error=str(error) or type(error).__name__)

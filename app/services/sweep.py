@@ -55,13 +55,14 @@ async def _releases(context: Context, session: AsyncSession) -> int:
 
 async def _stuck_builds(session: AsyncSession) -> int:
     """End promoting builds whose release has ended without them (a crash can't do that; a bug could)."""
+    ago = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, AGAIN_SECONDS)
     ended = (
         select(Build, Release)
         .join(Release, Release.id == Build.release_id)
         .where(
             Build.status == BuildStatus.PROMOTING,
             Release.status.in_([ReleaseStatus.LIVE, ReleaseStatus.SUPERSEDED, ReleaseStatus.FAILED]),
-            Release.finished_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, AGAIN_SECONDS),
+            func.coalesce(Release.finished_at, Release.live_at) < ago,
         )
         .limit(BATCH)
     )

@@ -171,22 +171,22 @@ class LocalPlatform:
 
 def create(
     settings: Settings,
-    key: bytes,
-    *,
+    *keys: bytes,
     progress: Progress | None = None,
     program: Sequence[str] = PROGRAM,
     fault: Callable[[str], None] = lambda _: None,
     start_seconds: float = START_SECONDS,
     stop_grace: float = STOP_GRACE,
 ) -> LocalPlatform:
-    """Return the platform, not yet started. ``key`` is the installation's secret key, at least 32 bytes.
+    """Return the platform, not yet started. ``keys`` are of the installation's secret keys, at least 32 bytes each; the first
+    seals what lies on disk, all of them open it.
 
     ``program`` are the words after the Python interpreter that make a builder; ``fault`` is called at the points where
     a crash test may kill this process: local.intent, local.spawn, local.record, local.gate, local.running.
     """
     return LocalPlatform(
         settings,
-        Seal(key),
+        Seal(*keys),
         progress=progress,
         program=program,
         fault=fault,

@@ -5,6 +5,7 @@ the dropped account to read through its sandbox, ``images/``, ``seed/`` and ``ru
 """
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -89,26 +90,31 @@ def read_all(folder: Path) -> list[dict[str, Any]]:
 
 
 class Seal:
-    """Encrypts what may not lie on disk in clear. The key is derived from the installation's secret key (HKDF)."""
+    """Encrypts what may not lie on disk in clear. The keys are derived from the installation's secret keys (HKDF).
 
-    def __init__(self, key: bytes) -> None:
-        derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"slipway local releases").derive(key)
-        self._cipher = AESGCM(derived)
+    The first one closes, all of them open, so that a new first key leaves sleeping services their specs.
+    """
+
+    def __init__(self, *keys: bytes) -> None:
+        self._ciphers = [
+            AESGCM(HKDF(algorithm=SHA256(), length=32, salt=None, info=b"slipway local releases").derive(key))
+            for key in keys
+        ]
 
     def close(self, text: str, *, name: str) -> str:
         """Seal ``text`` so that it opens only under the same name."""
         nonce = secrets.token_bytes(12)
-        return base64.b64encode(nonce + self._cipher.encrypt(nonce, text.encode(), name.encode())).decode()
+        return base64.b64encode(nonce + self._ciphers[0].encrypt(nonce, text.encode(), name.encode())).decode()
 
     def open(self, sealed: str, *, name: str) -> str:
         """Open it again; Misconfigured when the installation's key is another one now."""
         raw = base64.b64decode(sealed)
-        try:
-            return self._cipher.decrypt(raw[:12], raw[12:], name.encode()).decode()
-        except InvalidTag:
-            raise Misconfigured(
-                NAME, "wake", "the release was sealed under another secret key; restore it or deploy the service again"
-            ) from None
+        for cipher in self._ciphers:
+            with contextlib.suppress(InvalidTag):
+                return cipher.decrypt(raw[:12], raw[12:], name.encode()).decode()
+        raise Misconfigured(
+            NAME, "wake", "the release was sealed under another secret key; restore it or deploy the service again"
+        )
 
 
 def remove_tree(path: Path) -> None:
