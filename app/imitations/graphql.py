@@ -18,8 +18,10 @@ from app.imitations.contracts import Contract, Exchange, Unchecked
 try:
     import graphql
     from graphql.execution.values import get_variable_values
+
+    AVAILABLE = True
 except ImportError:
-    graphql = None
+    AVAILABLE = False
 
 _TOKEN = re.compile(r'\.\.\.|[{}()\[\]:$!=]|"(?:[^"\\]|\\.)*"|[\w.+-]+')
 
@@ -49,7 +51,8 @@ class _Reader:
         while self._at < len(self._tokens):
             kind = self._next()
             if kind == "fragment":
-                self._fragments[self._next()] = self._at + 2  # past `on Type`
+                name = self._next()
+                self._fragments[name] = self._at + 2  # past `on Type`
             elif kind not in {"query", "mutation"} or start is not None:
                 raise Unreadable(f"one query or mutation is read, not {kind}")
             else:
@@ -78,8 +81,8 @@ class _Reader:
     def _selection(self, start: int) -> tuple[Field, ...]:
         self._at = start + 1
         found: list[Field] = []
-        while (token := self._next()) != "}":
-            if token == "...":
+        while (word := self._next()) != "}":
+            if word == "...":
                 name = self._next()
                 back = self._at
                 found += self._selection(self._fragments[name])
@@ -92,7 +95,7 @@ class _Reader:
                     self._next()
                     arguments[name] = self._value()
             inner = self._selection(self._at) if self._peek() == "{" else ()
-            found.append(Field(token, arguments, inner))
+            found.append(Field(word, arguments, inner))
         return tuple(found)
 
     def _peek(self) -> str:
@@ -100,13 +103,13 @@ class _Reader:
         return token
 
     def _value(self) -> Any:
-        token = self._next()
-        if token == "$":
+        word = self._next()
+        if word == "$":
             return self._variables.get(self._next())
         try:
-            return json.loads(token)
+            return json.loads(word)
         except ValueError:
-            return token
+            return word
 
 
 def read(text: str, variables: Mapping[str, Any]) -> tuple[Field, ...]:
@@ -118,12 +121,13 @@ def read(text: str, variables: Mapping[str, Any]) -> tuple[Field, ...]:
 
 
 def select(value: Any, fields: tuple[Field, ...]) -> Any:
-    """Return of a value what is selected of it."""
+    """Return of a value what is selected of it; a member that takes arguments is a function of them."""
     if isinstance(value, list):
         return [select(v, fields) for v in value]
     if value is None or not fields:
         return value
-    return {f.name: select(value[f.name], f.fields) for f in fields}
+    members = {f.name: (value[f.name], f) for f in fields}
+    return {n: select(v(f.arguments) if callable(v) else v, f.fields) for n, (v, f) in members.items()}
 
 
 # --------------------------------------------------------------------------------------------------- contract
@@ -131,7 +135,7 @@ def select(value: Any, fields: tuple[Field, ...]) -> Any:
 
 def load(folder: Path | None, name: str) -> Contract:
     """Return the schema ``name`` of this folder, or an ``Unchecked`` when it or the library is not there."""
-    if folder is None or graphql is None or not (folder / name).is_file():
+    if folder is None or not AVAILABLE or not (folder / name).is_file():
         return Unchecked()
     return Schema(_schema(folder / name))
 
@@ -177,9 +181,10 @@ class Schema:
         if wrong or operation is None:
             return
         variables = body.get("variables") or {}
-        declared = {v.variable.name.value for v in operation.variable_definitions}
+        definitions = operation.variable_definitions or ()
+        declared = {v.variable.name.value for v in definitions}
         yield from (f"the variable {name} is not declared" for name in variables.keys() - declared)
-        values = get_variable_values(self.schema, operation.variable_definitions, variables)
+        values = get_variable_values(self.schema, definitions, variables)
         if isinstance(values, list):
             yield from (e.message for e in values)
         elif answer is not None and not answer.get("errors"):
