@@ -18,7 +18,7 @@ from app.platforms.fly.places import Sleep
 from app.platforms.fly.services import LOOK_SECONDS, SETTLE_SECONDS, START_SECONDS, FlyServices
 from app.settings import FlySettings, Settings
 
-__all__ = ["FlyPlatform", "create", "missing", "opened", "traits"]
+__all__ = ["FlyBuilders", "FlyPlatform", "FlyServices", "create", "missing", "opened", "traits"]
 
 
 def traits(settings: Settings) -> Traits:
