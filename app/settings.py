@@ -125,7 +125,7 @@ class NorthflankSettings(BaseModel):
     token: SecretStr
     project: str
     """Where services run."""
-    builder_project: str | None = None
+    builders_project: str | None = None
     """Where builders run; one of their own shares no private network with services."""
     team: str | None = None
     """For a token that belongs to an organization."""

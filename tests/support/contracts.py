@@ -20,4 +20,4 @@ def folder() -> Path | None:
 def settle(imitation: Imitation) -> None:
     """Fail on violations, and count what was skipped; to be called at the end of every test with an imitation."""
     SKIPPED[imitation.name] += imitation.contract.skipped
-    assert imitation.contract.violations == []
+    assert imitation.contract.violations == [], "\n".join(imitation.contract.violations)

@@ -1,0 +1,108 @@
+"""Northflank: builders are runs of jobs, releases are deployment services that our gateway pauses and resumes.
+
+``client`` is the wire, ``errors`` says what refusals mean, ``names`` our names and its plans, ``edge`` asks public addresses.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from app.platforms.base import Platform, Traits
+from app.platforms.budget import Budget
+from app.platforms.northflank.builders import NorthflankBuilders
+from app.platforms.northflank.client import NAME, Client, budget
+from app.platforms.northflank.edge import Edge
+from app.platforms.northflank.services import NorthflankServices
+from app.settings import Settings
+
+__all__ = ["NorthflankPlatform", "create", "missing", "opened", "traits"]
+
+_TRAITS = Traits(
+    scale_to_zero="manual",
+    idle_signal="requests",
+    exit_codes=False,
+    private_registry=True,
+    own_registry=None,
+    remote=True,
+    goarch=("amd64",),
+    poll_seconds=5.0,
+)
+_NONE: Mapping[str, Any] = {}
+
+
+def traits(settings: Settings) -> Traits:
+    """Return what holds of Northflank under these settings; its region is the project's, once and for all."""
+    own = settings.northflank
+    return dataclasses.replace(_TRAITS, max_builders=own.max_builders) if own else _TRAITS
+
+
+def missing(settings: Settings) -> tuple[str, ...]:
+    """Return the settings without which Northflank is not offered."""
+    return () if settings.northflank else ("SLIPWAY_NORTHFLANK__TOKEN", "SLIPWAY_NORTHFLANK__PROJECT")
+
+
+class NorthflankPlatform:
+    """The two capabilities of one account. Close it with ``aclose``."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        edge: Edge,
+        clients: tuple[Client, ...],
+        builders: NorthflankBuilders,
+        services: NorthflankServices,
+    ) -> None:
+        self.clients = clients
+        self.platform = Platform(name=NAME, traits=traits(settings), builders=builders, services=services)
+        self._edge = edge
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._edge.aclose()
+        for client in self.clients:
+            await client.aclose()
+
+    @property
+    def requests(self) -> Counter[str]:
+        """What was sent, by operation."""
+        return sum((client.api.requests for client in self.clients), Counter[str]())
+
+
+def create(
+    settings: Settings,
+    *,
+    allowance: Budget | None = None,
+    client: Mapping[str, Any] = _NONE,
+    builders: Mapping[str, Any] = _NONE,
+    services: Mapping[str, Any] = _NONE,
+    edge: Mapping[str, Any] = _NONE,
+) -> NorthflankPlatform:
+    """Make the platform from ``settings.northflank``. The rest are options of its parts, for tests and for imitations.
+
+    ``allowance`` is the account's budget, which everything of the account shares.
+    """
+    own = settings.northflank
+    assert own is not None
+    allowance = allowance or budget(own.requests_per_hour)
+    running = Client(own, own.project, budget=allowance, **client)
+    building = Client(own, own.builders_project or own.project, budget=allowance, **client)
+    asks = Edge(**edge)
+    return NorthflankPlatform(
+        settings,
+        asks,
+        (running, building),
+        NorthflankBuilders(building, own, **builders),
+        NorthflankServices(running, own, asks, **services),
+    )
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncGenerator[Platform, None]:
+    """Give the platform for as long as the process holds it."""
+    made = create(settings)
+    try:
+        yield made.platform
+    finally:
+        await made.aclose()
