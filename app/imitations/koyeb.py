@@ -1,15 +1,15 @@
 """Koyeb: apps, services, deployments, instances, secrets, logs and the edge, after koyeb.md (whose sections the docstrings name).
 
-The API is at ``url``. Each app's domain is an address of this machine, which is the ``service_url`` template's ``{domain}``.
+The API is at ``url``. Each app's domain is a name below ``localhost``, behind ``edge_url``.
 """
 # Over 250 lines: one handler of the API after the other, over one table of apps.
 
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl
@@ -105,7 +105,8 @@ class KoyebImitation(Imitation):
         self.builder_image = builder_image
         self._builder = tuple(builder)
         self._gone: dict[str, Service] = {}
-        self._edges = AsyncExitStack()
+        self.edge = Edge(self.pick)
+        self.edge_url = ""
 
     service_url: ClassVar[str] = "http://{domain}"
 
@@ -116,8 +117,9 @@ class KoyebImitation(Imitation):
 
     async def opened(self, stack: AsyncExitStack) -> None:
         """See ``Imitation``."""
-        await stack.enter_async_context(self._edges)
         stack.push_async_callback(self.host.aclose)
+        stack.push_async_callback(self.edge.aclose)
+        self.edge_url = await stack.enter_async_context(serving(self.edge))
 
     def routes(self) -> Sequence[BaseRoute]:
         """See ``Imitation``; a path outside of /v1 is the web console (koyeb.md §2)."""
@@ -214,9 +216,7 @@ class KoyebImitation(Imitation):
             raise _bad("name", "already exists")
         empty = bool((body.get("life_cycle") or {}).get("delete_when_empty"))
         app = self.apps[name] = App(name, "", empty)
-        edge = Edge(partial(self.pick, app))
-        self._edges.push_async_callback(edge.aclose)
-        app.domain = (await self._edges.enter_async_context(serving(edge))).removeprefix("http://")
+        app.domain = f"{name}-{os.urandom(4).hex()}.localhost:{self.edge_url.rpartition(':')[2]}"
         return self._answer({"app": self._app_json(app)})
 
     async def get_app(self, request: Request) -> Response:
@@ -295,12 +295,14 @@ class KoyebImitation(Imitation):
             raise _bad("definition.ports", "a worker has none")
         if kind == "WORKER" and scaling.get("min", 1) < 1:
             raise _bad("definition.scalings", "a worker can't scale to zero")
-        for region in definition.get("regions") or [""]:
-            if region not in REGIONS:
-                raise _bad("definition.regions", f"unknown region {region!r}", "authorization_error")
-        for one in definition.get("instance_types") or [{}]:
-            if one.get("type") not in TYPES:
-                raise _bad("definition.instance_types", f"unknown type {one.get('type')!r}", "authorization_error")
+        if not set(definition.get("regions") or [""]) <= set(REGIONS):
+            raise _bad("definition.regions", "unknown region", "authorization_error")
+        if not {one.get("type") for one in definition.get("instance_types") or [{}]} <= set(TYPES):
+            raise _bad("definition.instance_types", "unknown type", "authorization_error")
+        self._check_parts(definition, scaling)
+        return definition
+
+    def _check_parts(self, definition: Mapping[str, Any], scaling: Mapping[str, Any]) -> None:
         for target in scaling.get("targets", []):
             delay = target.get("sleep_idle_delay", {}).get("deep_sleep_value", IDLE[0])
             if not IDLE[0] <= delay <= IDLE[1]:
@@ -311,7 +313,6 @@ class KoyebImitation(Imitation):
         for one in definition.get("env", []):
             if "secret" in one and one["secret"] not in {s["name"] for s in self.secrets.values()}:
                 raise _bad("definition.env", f"no secret {one['secret']}")
-        return definition
 
     async def get_service(self, request: Request) -> Response:
         """koyeb.md §2 Eventual consistency."""
@@ -523,9 +524,10 @@ class KoyebImitation(Imitation):
 
     # ------------------------------------------------------------------------------------------------- the edge
 
-    async def pick(self, app: App, label: str) -> str | None:
+    async def pick(self, label: str) -> str | None:
         """Send a request to what is active, waking it where it sleeps: the edge holds the request meanwhile (koyeb.md §5)."""
-        service = next((s for s in app.services.values() if s.kind == "WEB"), None)
+        mine = [s for s in self.services if s.kind == "WEB" and s.app.domain.partition(".")[0] == label]
+        service = next(iter(mine), None)
         active = service.active if service else None
         if active is None:
             return None

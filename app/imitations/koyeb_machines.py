@@ -223,17 +223,19 @@ class Host:
         instance.status = "STARTING"
         env = self._env(deployment, instance, cwd)
         deployment.said.append(Line(now(), "instance allocated"))
-        starting = self.spawn(start(deployment.program.argv, env, cwd, instance.lines), f"start {instance.id}")
+        starting: asyncio.Task[Running] = self.spawn(
+            start(deployment.program.argv, env, cwd, instance.lines), f"start {instance.id}"
+        )
         try:
-            instance.running = await asyncio.shield(starting)
+            running = instance.running = await asyncio.shield(starting)
         except asyncio.CancelledError:
             # What is half started is known to whoever ends it.
             instance.running = await starting
             raise
-        self.alive.append(instance.running)
+        self.alive.append(running)
         if _checked(deployment) and not await self._answers(deployment, instance):
             return
-        if instance.running.code is None:
+        if running.code is None:
             instance.status = "HEALTHY"
             self._serve(deployment)
 
@@ -293,7 +295,7 @@ class Host:
             deployment.status = "STARTING"
             deployment.task = self.spawn(self.live(deployment), f"wake {deployment.id}")
         until = time.monotonic() + seconds
-        while deployment.serving is None and time.monotonic() < until and deployment.status in OPEN:
+        while deployment.serving is None and time.monotonic() < until and deployment.status in OPEN:  # noqa: ASYNC110
             await asyncio.sleep(CHECK_SECONDS)
         return deployment.serving
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from app.platforms import fly, local, railway
+from app.platforms import fly, koyeb, local, railway
 from app.platforms.base import Platform, Traits
 from app.settings import Settings
 
@@ -25,6 +25,7 @@ class Remote:
 #: The remote platforms: any process may call them.
 REMOTE: Mapping[str, Remote] = {
     "fly": Remote(fly.traits, fly.missing, fly.opened),
+    "koyeb": Remote(koyeb.traits, koyeb.missing, koyeb.opened),
     "railway": Remote(railway.traits, railway.missing, railway.opened),
 }
 
