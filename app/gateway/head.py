@@ -163,9 +163,12 @@ def _passed(headers: Headers) -> Headers:
     return [(name, value) for name, value in headers if name not in _HOP and name not in named]
 
 
-def upstream_request(incoming: Incoming, peer: str) -> h11.Request:
-    """Write the request for the upstream: hop-by-hop fields gone, the forwarded ones ours."""
-    headers: Headers = [(b"host", incoming.authority)]
+def upstream_request(incoming: Incoming, peer: str, host: bytes | None = None) -> h11.Request:
+    """Write the request for the upstream: hop-by-hop fields gone, the forwarded ones ours.
+
+    ``host`` is for an upstream that finds its services by their own names; the client's is in X-Forwarded-Host either way.
+    """
+    headers: Headers = [(b"host", host or incoming.authority)]
     chunked = any(name == b"transfer-encoding" for name, _ in incoming.headers)
     headers += (
         (name, value)

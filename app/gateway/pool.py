@@ -1,6 +1,7 @@
 """Connections to upstreams, kept for the next request to the same instance."""
 
 import asyncio
+import ssl
 from collections import deque
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -10,16 +11,22 @@ import h11
 from app.gateway.head import MAX_HEAD_BYTES
 from app.gateway.limits import Limits
 from app.gateway.wire import Wire
+from app.platforms.address import connect_to, own_name
 from app.platforms.base import Address
+from app.platforms.http import trust
 
 
 @dataclass(eq=False)
 class Upstream:
-    """One connection to one instance. ``used`` is when it last answered, None when it never did."""
+    """One connection to one instance. ``used`` is when it last answered, None when it never did.
+
+    ``host`` is the name that it has to be asked by, None where it is the one that the client asked for.
+    """
 
     wire: Wire
     parser: h11.Connection
     address: Address
+    host: bytes | None = None
     used: float | None = None
     timer: asyncio.TimerHandle | None = None
 
@@ -30,8 +37,9 @@ class Pool:
     Only idle ones are counted here; those in use are bounded by the number of clients.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, tls: ssl.SSLContext | None = None) -> None:
         self._limits = limits
+        self._tls = tls
         self._idle: dict[Address, deque[Upstream]] = {}
 
     def take(self, address: Address, *, repeatable: bool) -> Upstream | None:
@@ -72,12 +80,18 @@ class Pool:
     async def connect(self, address: Address) -> Upstream:
         """Open a fresh connection; OSError (TimeoutError too) when nobody takes it."""
         parts = urlsplit(address.url)
-        if parts.scheme != "http" or parts.hostname is None:
+        if parts.scheme not in {"http", "https"} or parts.hostname is None:
             raise OSError(f"the gateway can't speak to {parts.scheme!r} addresses")
-        loop = asyncio.get_running_loop()
+        loop, host, port = asyncio.get_running_loop(), connect_to(address.url), parts.port
         async with asyncio.timeout(self._limits.connect):
-            _, wire = await loop.create_connection(Wire, parts.hostname, parts.port or 80)
-        return Upstream(wire, h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES), address)
+            if parts.scheme == "https":
+                tls = self._tls or trust()
+                _, wire = await loop.create_connection(Wire, host, port or 443, ssl=tls, server_hostname=parts.hostname)
+            else:
+                _, wire = await loop.create_connection(Wire, host, port or 80)
+        name = own_name(address.url)
+        parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        return Upstream(wire, parser, address, name.encode("ascii") if name else None)
 
     def forget(self, address: Address) -> None:
         """Close what is idle of an instance that is gone."""

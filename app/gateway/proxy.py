@@ -126,7 +126,8 @@ class Exchange:
     async def _once(self, upstream: Upstream) -> None:
         done = False
         try:
-            upstream.wire.write(upstream.parser.send(upstream_request(self.incoming, self.client.peer)))
+            request = upstream_request(self.incoming, self.client.peer, upstream.host)
+            upstream.wire.write(upstream.parser.send(request))
             self._upload.begin(upstream)
             done = await self._relay(upstream)
         finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,10 +17,10 @@ from app.gateway.wire import Wire
 class Server:
     """A running gateway; ``port`` is the one it was bound to."""
 
-    def __init__(self, routes: Routes, limits: Limits, *, access_log: bool) -> None:
+    def __init__(self, routes: Routes, limits: Limits, *, access_log: bool, tls: ssl.SSLContext | None = None) -> None:
         self.limits = limits
         self.access_log = access_log
-        self.proxy = Proxy(routes, limits, Pool(limits))
+        self.proxy = Proxy(routes, limits, Pool(limits, tls=tls))
         self.connections: set[Connection] = set()
         self.port = 0
         self._server: asyncio.Server | None = None
@@ -68,9 +69,13 @@ async def serve(
     limits: Limits | None = None,
     grace_seconds: float = 10.0,
     access_log: bool = False,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Server]:
-    """Serve while the block runs; port 0 takes a free one. Leaving it stops gracefully within ``grace_seconds``."""
-    server = Server(routes, limits or Limits(), access_log=access_log)
+    """Serve while the block runs; port 0 takes a free one. Leaving it stops gracefully within ``grace_seconds``.
+
+    ``tls`` verifies upstreams with https addresses, by default against the public authorities.
+    """
+    server = Server(routes, limits or Limits(), access_log=access_log, tls=tls)
     await server.start(host, port, listener)
     try:
         yield server

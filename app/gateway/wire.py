@@ -67,12 +67,12 @@ class Wire(asyncio.Protocol):
         self._wake_reader()
 
     def eof_received(self) -> bool:
-        """Keep our half open: a client may close its half and still want the answer."""
+        """Keep our half open: a client may close its half and still want the answer. TLS has no halves."""
         self.ended = True
         self._wake_reader()
         if self.on_end is not None:
             self.on_end()
-        return True
+        return self.transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wake whoever waits; they find the wire lost."""
@@ -166,8 +166,11 @@ class Wire(asyncio.Protocol):
             raise ConnectionResetError("the connection is gone")
 
     def end(self) -> None:
-        """Close our half; the other side may go on sending."""
+        """Close our half; the other side may go on sending, unless it is TLS, which ends as a whole."""
         if not self.transport.is_closing():
+            if not self.transport.can_write_eof():
+                self.transport.close()
+                return
             with suppress(OSError):  # a reset that the loop has not told us of yet
                 self.transport.write_eof()
 

@@ -23,6 +23,7 @@ from app.ids import remote_name
 from app.images.errors import RegistryError
 from app.lifecycle import BuildStatus, Reason, ReleaseStatus, ServiceStatus, is_terminal
 from app.models import Artifact, Build, Release, SecretVersion, Service
+from app.platforms.address import own_name, request_for
 from app.platforms.base import (
     Address,
     ImageRef,
@@ -284,9 +285,11 @@ def _too_late(reason: Reason, spec: ServiceSpec, last: str, seconds: float) -> s
 
 async def _probe(client: httpx.AsyncClient, address: Address, spec: ServiceSpec, host: str) -> tuple[bool, str]:
     """Ask for the health path once; return whether it is healthy and what was seen."""
-    local = address.url.startswith("http://")
+    # An instance's own address takes any name; behind a platform's edge only its own one leads to it.
+    at, headers = request_for(address.url)
+    headers = headers if own_name(address.url) else {"Host": host}
     try:
-        answer = await client.get(address.url + spec.health_path, headers={"Host": host} if local else {})
+        answer = await client.get(at + spec.health_path, headers=headers)
     except httpx.HTTPError as e:
         return False, f"{type(e).__name__} {e}".strip()
     return answer.is_success, f"status {answer.status_code}"

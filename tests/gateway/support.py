@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -161,7 +162,7 @@ Maker = Callable[[Upstream], Handler]
 
 
 @asynccontextmanager
-async def upstream(handler: Maker) -> AsyncIterator[Upstream]:
+async def upstream(handler: Maker, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Upstream]:
     """Serve each connection with ``handler(upstream)``; the connection is closed when that returns."""
     it = Upstream()
     handle = handler(it)
@@ -186,7 +187,7 @@ async def upstream(handler: Maker) -> AsyncIterator[Upstream]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    it.server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    it.server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
     it.port = it.server.sockets[0].getsockname()[1]
     try:
         yield it
@@ -276,12 +277,16 @@ class MemoryRoutes:
 
 @asynccontextmanager
 async def gateway(
-    limits: Limits | None = None, *, grace_seconds: float = 5.0, **services: Upstream | Sleeper
+    limits: Limits | None = None,
+    *,
+    grace_seconds: float = 5.0,
+    tls: ssl.SSLContext | None = None,
+    **services: Upstream | Sleeper,
 ) -> AsyncIterator[Server]:
     """Serve the given services under their names; each must have nothing in flight in the end."""
     sleepers = {name: Sleeper(it.address) if isinstance(it, Upstream) else it for name, it in services.items()}
     routes = MemoryRoutes(**sleepers)
-    async with serve(routes, host="127.0.0.1", port=0, limits=limits, grace_seconds=grace_seconds) as server:
+    async with serve(routes, host="127.0.0.1", port=0, limits=limits, grace_seconds=grace_seconds, tls=tls) as server:
         yield server
     assert {name: it.in_flight for name, it in sleepers.items()} == dict.fromkeys(sleepers, 0)
 
