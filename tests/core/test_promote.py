@@ -69,6 +69,20 @@ async def test_a_release_that_fails_its_gate_leaves_the_old_one_serving(
     assert (await here.one(Release, id=release.id)).retired_at is not None
 
 
+@pytest.mark.parametrize(("said", "status"), [(True, "succeeded"), (False, "failed")])
+async def test_a_platform_s_own_check_is_the_gate(here: World, said: bool, status: str) -> None:
+    """Behind a platform's proxy the address leads to the release before, so that our own probe would ask the wrong one."""
+    here.yard.healthy = said
+    build = await here.built("echo", env={"BEHAVE": Behaviour.UNHEALTHY if said else Behaviour.HEALTHY})
+    release = await newest(here, "echo")
+    await cut_short(here, release)
+    if not said:
+        await here.ago(release, "deadline_at")
+    await here.ago(release, "next_check_at")
+    await here.reconcile()
+    assert (await here.one(Build, id=build.id)).status == status
+
+
 async def test_a_first_release_that_fails_leaves_the_service_pending(here: World) -> None:
     await here.built("echo", env={"BEHAVE": "crashing"})
     await here.jobs()

@@ -181,6 +181,8 @@ class Yard:
     """Names in the order in which machines were really made."""
     complete: bool = True
     """Whether listings are whole."""
+    healthy: bool | None = None
+    """What its own health check says of every release; None: it has none."""
     age: timedelta = timedelta(0)
     """How much older things look in listings than they are."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -299,7 +301,13 @@ class YardServices:
         if unit is None:
             return Inspection(phase=Phase.GONE)
         hungry = unit.phase is Phase.EXITED and unit.behaviour is Behaviour.HUNGRY
-        return Inspection(phase=unit.phase, address=unit.address, exit_code=unit.exit_code, out_of_memory=hungry)
+        return Inspection(
+            phase=unit.phase,
+            address=unit.address,
+            exit_code=unit.exit_code,
+            out_of_memory=hungry,
+            healthy=self.yard.healthy,
+        )
 
     async def activate(self, ref: ServiceRef) -> None:
         async with self.yard.doing("activate", ref.release):
