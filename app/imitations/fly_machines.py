@@ -179,7 +179,7 @@ class Host:
         if machine.requested:
             return False
         machine.port = _free_port()
-        await asyncio.to_thread(machine.cwd.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread((machine.cwd / "work").mkdir, parents=True, exist_ok=True)
         machine.running = await start(machine.program.argv, self._env(machine), machine.cwd, machine.lines)
         if machine.requested:  # asked to end while it was being started
             await machine.running.stop(signal.SIGKILL)

@@ -342,6 +342,20 @@ async def test_a_release_that_is_sick_listens_and_is_not_healthy(services: fly.F
     await eventually(told)
 
 
+async def test_a_new_release_gets_no_traffic_before_it_is_activated(
+    place: FlyImitation, services: fly.FlyServices, spec: ServiceSpec
+) -> None:
+    ref = reference(spec, (await services.deploy(spec)).handle)
+
+    async def healthy() -> bool:
+        return bool((await services.inspect(ref)).healthy)
+
+    await eventually(healthy)
+    assert await place.pick(spec.service) is None
+    await services.activate(ref)
+    assert await place.pick(spec.service)
+
+
 async def test_the_old_release_is_taken_out_only_after_the_new_one_is_known(
     place: FlyImitation, services: fly.FlyServices, spec: ServiceSpec, naps: support.Naps
 ) -> None:
