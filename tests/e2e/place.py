@@ -5,25 +5,34 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
+from tests.support import waiting
 from tests.support.processes import Child
-from tests.support.waiting import eventually_sync, free_port
+from tests.support.waiting import free_port
 
 KEY = "slp_of_these_tests_and_long_enough"
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 CALL_SECONDS = 30.0
 BUILD_SECONDS = 90.0
+WAIT_SECONDS = 60.0
+POLL_SECONDS = 0.05
 ENDED = {"succeeded", "failed", "canceled"}
 _INSTANCE = re.compile(r"sli-[0-9a-f]{12}-[0-9a-f]{16}")
 
 Json = dict[str, Any]
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], timeout: float = WAIT_SECONDS) -> T:
+    """Wait as elsewhere, but look less often: each look costs the server and its processes something."""
+    return waiting.eventually_sync(look, timeout, every=POLL_SECONDS)
 
 
 class Place:
@@ -45,7 +54,11 @@ class Place:
         command = [sys.executable, "-P", "-m", "app.cli", "serve"]
         self.child = Child(command, self._environment(settings), cwd=self.home)
         if up:
-            self.child.line("  home", START_SECONDS)
+            try:
+                self.child.line("  home", START_SECONDS)
+            except AssertionError:
+                self._leave()
+                raise
 
     def _environment(self, settings: dict[str, str]) -> dict[str, str]:
         ours = ("SLIPWAY_", "GO", "DATABASE_URL", "PORT", "PG")
@@ -92,7 +105,7 @@ class Place:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.http.close()
-        eventually_sync(lambda: self.processes() == [])
+        eventually(lambda: self.processes() == [])
         shutil.rmtree(self.home, ignore_errors=True)
 
     @property
@@ -129,7 +142,7 @@ class Place:
             seen[:] = [self.api("GET", f"/v1/builds/{build}")]
             return seen[0]["status"] in ENDED
 
-        eventually_sync(over, timeout)
+        eventually(over, timeout)
         assert seen[0]["status"] == status, (seen[0]["status"], seen[0]["failure"], self.log(build))
         return seen[0]
 
@@ -148,7 +161,7 @@ class Place:
     def service(self, name: str) -> Json:
         return self.api("GET", f"/v1/services/{name}")
 
-    def until(self, name: str, status: str, timeout: float = 30.0) -> Json:
+    def until(self, name: str, status: str, timeout: float = WAIT_SECONDS) -> Json:
         """Wait until a service has this status; returns the service."""
         seen: list[Json] = []
 
@@ -157,7 +170,7 @@ class Place:
             assert seen[0]["status"] == status, seen[0]
             return True
 
-        eventually_sync(there, timeout)
+        eventually(there, timeout)
         return seen[0]
 
     def ask(self, name: str, path: str = "/") -> Json:
@@ -201,19 +214,18 @@ class Place:
                     os.kill(pid, signal.SIGKILL)
             return left == []
 
-        eventually_sync(none_left)
+        eventually(none_left)
 
-    def settled(self, *names: str, asleep: Sequence[str] = (), timeout: float = 20.0) -> None:
-        """Wait until what runs here are the instances of these services and nothing else; ``asleep`` have none."""
+    def settled(self, *names: str, timeout: float = WAIT_SECONDS) -> None:
+        """Wait until what runs here are the instances of these services, of those that are awake, and nothing else."""
 
         def only_ours() -> bool:
-            expected = {self.service(name)["instance_id"] for name in names}
-            assert [self.service(name)["instance_id"] for name in asleep] == [None] * len(asleep)
+            expected = {self.service(name)["instance_id"] for name in names} - {None}
             found = self.instances()
             assert found == expected, f"running: {found}, by the rows: {expected}"
             return True
 
-        eventually_sync(only_ours, timeout)
+        eventually(only_ours, timeout)
 
 
 def _words() -> Iterator[tuple[int, bytes]]:

@@ -7,12 +7,11 @@ import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.modules import Door, door
-from tests.e2e.place import Json, Place, place
+from tests.e2e.place import Json, Place, eventually, place
 from tests.e2e.programs import program, tiny
 from tests.support.agents import Toolbox
 
@@ -169,8 +168,18 @@ def test_a_build_of_an_upload_that_is_not_there(here: Place) -> None:
     assert "source.digest" in answer["detail"]
 
 
-def test_nothing_is_left_at_the_end(here: Place, toolbox: Toolbox) -> None:
-    """Stopped in the midst of a build, it takes the builder along and goes on with the build when it is back."""
+def test_a_stop_in_the_midst_of_a_build(here: Place, modules: Door) -> None:
+    """SIGTERM leaves no process; at the next start the build goes on by itself and the service wakes when it is asked."""
+    here.build(tiny(), "steady")
+    before = here.ask("steady")["instance"]
+    modules.modules.asked.clear()
+    build = here.send(modules.needing(tiny("2"), "example.test/slow"))
+    eventually(lambda: modules.modules.asked != [])
     here.stop()
+    modules.opened.set()
     here.start()
-    assert Path(here.home / "local/seed").exists()
+    assert here.ask("steady")["instance"] != before
+    ended = here.ended(build)
+    assert [t["reason"] for t in ended["tried"]] == ["builder_lost"]
+    here.settled("steady")
+    here.api("DELETE", "/v1/services/steady")

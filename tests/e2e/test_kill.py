@@ -15,20 +15,22 @@ import pytest
 from app import faults
 from app.lifecycle import BuildStatus, is_terminal
 from tests.e2e.modules import Door, door
-from tests.e2e.place import Json, Place, place
+from tests.e2e.place import Json, Place, eventually, place
 from tests.e2e.programs import program, tiny
 from tests.support.agents import Toolbox
-from tests.support.waiting import eventually_sync
 
 CRASHING = program('package main\n\nimport "syscall"\n\nfunc main() { syscall.Exit(3) }\n')
 
 
+STEADY = "steady"
+
+
 class Kills:
-    """One home, and a number that makes each case's service and program its own."""
+    """One home with a service that cases share as long as none deletes it; a case that builds has one of its own."""
 
     def __init__(self, it: Place, modules: Door) -> None:
         self.place, self.modules, self._number = it, modules, 0
-        self.name, self.digest = "", ""
+        self.name, self.digest = STEADY, ""
 
     def begin(self) -> None:
         self._number += 1
@@ -37,15 +39,22 @@ class Kills:
         self.modules.modules.asked.clear()
 
     def live(self) -> Json:
-        """Make a live service, and return its build."""
-        build = self.place.build(tiny(), self.name)
-        self.digest = str(build["artifact"]["digest"])
-        return build
+        """Turn to the shared service, built when it isn't there, awake; returns its live release."""
+        self.name = STEADY
+        if STEADY not in self.names():
+            self.place.build(tiny("steady"), STEADY)
+        self.place.ask(STEADY)
+        release: Json = self.place.service(STEADY)["live_release"]
+        self.digest = release["digest"]
+        return release
+
+    def names(self) -> set[str]:
+        return {s["name"] for s in self.place.api("GET", "/v1/services")["items"]}
 
     def waiting(self) -> str:
         """Send a build whose builder waits for a module until the door is opened; returns its id."""
         build = self.place.send(self.modules.needing(tiny(), "example.test/slow"), self.name)
-        eventually_sync(lambda: self.modules.modules.asked != [], 30)
+        eventually(lambda: self.modules.modules.asked != [])
         return build
 
     def arm(self, point: str) -> None:
@@ -66,7 +75,7 @@ class Kills:
 
     def restart(self) -> None:
         """Wait for the death, and start again without the fault."""
-        self.place.died(30)
+        self.place.died()
         self.place.fault.unlink()
         self.place.start()
 
@@ -78,7 +87,7 @@ class Kills:
     def build_ended(self, *, runs: int = 1) -> Json:
         """The one build of this case ends by itself, once, in so many runs."""
         (listed,) = self.builds()
-        build = self.place.ended(listed["id"], timeout=30)
+        build = self.place.ended(listed["id"])
         assert len(build["runs"]) == runs, build["tried"]
         kinds = self.place.events(build["id"])
         assert [k for k in kinds if k.startswith("build.") and is_terminal(BuildStatus(k[6:]))] == ["build.succeeded"]
@@ -86,31 +95,35 @@ class Kills:
         return build
 
     def one_live(self) -> None:
-        """The service has one live release, which answers; nothing else runs here."""
+        """The service has one live release, which answers; nothing runs here but what the rows say."""
         releases = self.place.api("GET", f"/v1/services/{self.name}/releases")["items"]
         assert sum(r["status"] == "live" for r in releases) == 1, releases
-        assert {r["status"] for r in releases} <= {"live", "superseded"}
+        assert {r["status"] for r in releases} <= {"live", "superseded", "failed"}
         answer = self.place.ask(self.name)
         assert answer["digest"] == self.digest
         assert answer["instance"] == self.place.service(self.name)["instance_id"]
-        self.place.settled(self.name)
+        self.settled()
+
+    def settled(self) -> None:
+        self.place.settled(*self.names())
 
     def gone(self) -> None:
-        """The service is deleted and nothing of it is left."""
+        """The service is deleted, and nothing that is left is without one."""
+        local = self.place.home / "local"
 
         def forgotten() -> bool:
             self.place.api("GET", f"/v1/services/{self.name}", status=404)
-            return list((self.place.home / "local/releases").glob("*.json")) == []
+            assert self.names() or not [*(local / "releases").glob("*.json"), *(local / "images").glob("[!.]*")]
+            return True
 
-        eventually_sync(forgotten, 20)
-        self.place.settled()
-        assert list((self.place.home / "local/images").glob("[!.]*")) == []
+        eventually(forgotten)
+        self.settled()
 
     def end(self) -> None:
-        """Leave an empty home for the next case."""
-        if self.place.api("GET", "/v1/services")["items"]:
+        """Leave a home without this case's own service."""
+        if self.name != STEADY and self.name in self.names():
             self.place.api("DELETE", f"/v1/services/{self.name}")
-        self.gone()
+            self.gone()
 
 
 @pytest.fixture(scope="module")
@@ -149,30 +162,29 @@ def build(kills: Kills, point: str) -> None:
 
 
 def again(kills: Kills, point: str) -> None:
-    """A second release of a live service, out of the same artifact; the first one is retired."""
-    artifact = kills.live()["artifact"]["id"]
+    """Another release of a live service, out of the same artifact; the one before it is retired."""
+    before = kills.live()
     kills.arm(point)
-    kills.call("POST", f"/v1/services/{kills.name}/releases", json={"artifact_id": artifact})
+    kills.call("POST", f"/v1/services/{kills.name}/releases", json={"artifact_id": before["artifact_id"]})
     kills.restart()
 
-    def second_is_live() -> bool:
-        return bool(kills.place.service(kills.name)["live_release"]["number"] == 2)
+    def next_is_live() -> bool:
+        return bool(kills.place.service(kills.name)["live_release"]["number"] == before["number"] + 1)
 
-    eventually_sync(second_is_live, 20)
+    eventually(next_is_live)
     kills.one_live()
 
 
 def failing(kills: Kills, point: str) -> None:
-    """A second version that crashes at its start: the first one goes on serving."""
-    kills.live()
-    bad = kills.place.send(CRASHING, kills.name)
+    """Another version crashes at its start: the live one goes on serving."""
+    before = kills.live()
     kills.arm(point)
+    bad = kills.place.send(CRASHING, kills.name)
     kills.restart()
-    ended = kills.place.ended(bad, "failed", 30)
+    ended = kills.place.ended(bad, "failed")
     assert ended["reason"] == "crashed_at_start"
-    answer = kills.place.ask(kills.name)
-    assert answer["digest"] == kills.digest
-    kills.place.settled(kills.name)
+    assert kills.place.service(kills.name)["live_release"]["id"] == before["id"]
+    kills.one_live()
 
 
 def sleep(kills: Kills, point: str) -> None:
@@ -180,8 +192,8 @@ def sleep(kills: Kills, point: str) -> None:
     kills.arm(point)
     kills.call("POST", f"/v1/services/{kills.name}/sleep")
     kills.restart()
-    kills.place.until(kills.name, "asleep", 20)
-    kills.place.settled()
+    kills.place.until(kills.name, "asleep")
+    kills.settled()
     kills.one_live()
 
 
@@ -208,15 +220,15 @@ def cancel(kills: Kills, point: str) -> None:
     kills.arm(point)
     kills.call("POST", f"/v1/builds/{build}/cancel")
     kills.restart()
-    kills.place.ended(build, "canceled", 20)
+    kills.place.ended(build, "canceled")
     assert [k for k in kills.place.events(build) if k.startswith("build.")][-1] == "build.canceled"
-    kills.place.settled()
+    kills.settled()
 
 
 def check(kills: Kills, point: str) -> None:
     """Server and builder die together: the next server sees that the builder is gone, and dies too."""
     kills.waiting()
-    (builder,) = kills.place.instances()
+    (builder,) = kills.place.instances() - {kills.place.service(name)["instance_id"] for name in kills.names()}
     kills.place.kill()
     kills.place.kill_instance(builder)
     kills.modules.opened.set()

@@ -12,10 +12,9 @@ import pytest
 
 from app.embedded.postgres import EmbeddedPostgres
 from tests.e2e.modules import Door, door
-from tests.e2e.place import KEY, Place, place
+from tests.e2e.place import KEY, Place, eventually, place
 from tests.e2e.programs import ECHO, program, tiny
 from tests.support.agents import Toolbox
-from tests.support.waiting import eventually_sync
 
 SECRET = "planted-4711-never-in-clear"
 CRASHING = program('package main\n\nimport "syscall"\n\nfunc main() { syscall.Exit(3) }\n')
@@ -60,7 +59,7 @@ def test_the_life_of_a_service(here: Place) -> None:
 
     # The same source once more is the same image; another version takes over without a gap.
     api = here.api("PATCH", "/v1/services/echo", json={"scale": {"min": 0, "idle_seconds": 300}})
-    eventually_sync(lambda: live(here, "echo", api["number"]))
+    eventually(lambda: live(here, "echo", api["number"]))
     again = here.build(ECHO)
     assert again["artifact"]["digest"] == first["artifact"]["digest"]
     second = here.send(ECHO | {"main.go": ECHO["main.go"].replace("maxCount = 10_000", "maxCount = 20_000")}, "echo")
@@ -70,14 +69,14 @@ def test_the_life_of_a_service(here: Place) -> None:
         seen.append(here.ask("echo")["digest"])
         return bool(seen[-1] != first["artifact"]["digest"])
 
-    eventually_sync(switched, 60)
+    eventually(switched, 60)
     build = here.ended(second)
     assert set(seen) == {first["artifact"]["digest"], build["artifact"]["digest"]}
     here.settled("echo")
 
     # Back again, a changed environment, and a version that does not start.
     rollback = here.api("POST", "/v1/services/echo/rollback")
-    eventually_sync(lambda: live(here, "echo", rollback["number"]))
+    eventually(lambda: live(here, "echo", rollback["number"]))
     assert here.ask("echo")["digest"] == first["artifact"]["digest"]
     failed = here.ended(here.send(CRASHING, "echo"), "failed")
     assert failed["reason"] == "crashed_at_start"
@@ -98,7 +97,7 @@ def nothing_of_it(here: Place) -> None:
         assert left == []
         return True
 
-    eventually_sync(gone, 20)
+    eventually(gone)
 
 
 def clear_in(folder: Path, text: str) -> list[Path]:
@@ -128,7 +127,7 @@ def test_secrets_are_nowhere_in_clear(here: Place) -> None:
 
     # A changed environment is a new release, with the same image and the same secrets.
     changed = here.api("PATCH", "/v1/services/keeper", json={"env": {"WORD": "two"}})
-    eventually_sync(lambda: live(here, "keeper", changed["number"]))
+    eventually(lambda: live(here, "keeper", changed["number"]))
     said = here.ask("keeper")
     assert (said["word"], said["secret"], said["digest"]) == ("two", str(len(SECRET)), build["artifact"]["digest"])
 
@@ -160,7 +159,7 @@ def test_secrets_are_nowhere_in_clear(here: Place) -> None:
 
 def test_the_newer_build_wins_although_the_older_ends_later(here: Place, modules: Door) -> None:
     older = here.send(modules.needing(tiny("old"), "example.test/slow"), "raced")
-    eventually_sync(lambda: here.api("GET", f"/v1/builds/{older}")["status"] == "building", 30)
+    eventually(lambda: here.api("GET", f"/v1/builds/{older}")["status"] == "building")
     newer = here.build(tiny("new"), "raced")
     modules.opened.set()
     late = here.ended(older, "failed")
@@ -170,7 +169,7 @@ def test_the_newer_build_wins_although_the_older_ends_later(here: Place, modules
 
     # What was built is kept, and can be promoted by hand.
     release = here.api("POST", "/v1/services/raced/releases", json={"artifact_id": late["artifact"]["id"]})
-    eventually_sync(lambda: live(here, "raced", release["number"]))
+    eventually(lambda: live(here, "raced", release["number"]))
     assert here.ask("raced")["version"] == "old"
     here.api("DELETE", "/v1/services/raced")
     nothing_of_it(here)
@@ -182,13 +181,13 @@ def test_a_service_that_shall_stay_up_does(here: Place) -> None:
     here.build(tiny("drowsy"), "drowsy", scale={"min": 0, "idle_seconds": 1})
     here.until("drowsy", "asleep")
     assert here.service("kept")["status"] == "running"
-    here.settled("kept", asleep=["drowsy"])
+    here.settled("kept", "drowsy")
 
     # It dies, and comes back without a request.
     here.kill_instance(up["instance_id"])
-    eventually_sync(lambda: here.service("kept")["instance_id"] not in {None, up["instance_id"]}, 30)
+    eventually(lambda: here.service("kept")["instance_id"] not in {None, up["instance_id"]})
     here.until("kept", "running")
-    here.settled("kept", asleep=["drowsy"])
+    here.settled("kept", "drowsy")
     for name in ("kept", "drowsy"):
         here.api("DELETE", f"/v1/services/{name}")
     nothing_of_it(here)

@@ -12,10 +12,10 @@ POLL_SECONDS = 0.01
 
 
 @overload
-async def eventually(look: Callable[[], Awaitable[T]], timeout: float = 10.0) -> T: ...
+async def eventually(look: Callable[[], Awaitable[T]], timeout: float = 10.0, *, every: float = POLL_SECONDS) -> T: ...
 @overload
-async def eventually(look: Callable[[], T], timeout: float = 10.0) -> T: ...
-async def eventually(look: Callable[[], T | Awaitable[T]], timeout: float = 10.0) -> T:
+async def eventually(look: Callable[[], T], timeout: float = 10.0, *, every: float = POLL_SECONDS) -> T: ...
+async def eventually(look: Callable[[], T | Awaitable[T]], timeout: float = 10.0, *, every: float = POLL_SECONDS) -> T:
     """Call ``look`` until it returns something true, and return that; AssertionError after ``timeout`` seconds.
 
     ``look`` may be a coroutine function. An AssertionError in it means "not yet"; anything else it raises is final.
@@ -33,14 +33,14 @@ async def eventually(look: Callable[[], T | Awaitable[T]], timeout: float = 10.0
             last = error
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {timeout} s: {getattr(look, '__qualname__', look)}: {last}")
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(every)
 
 
-def eventually_sync(look: Callable[[], T], timeout: float = 10.0) -> T:
+def eventually_sync(look: Callable[[], T], timeout: float = 10.0, *, every: float = POLL_SECONDS) -> T:
     """Do the same for a plain function, in a test without an event loop."""
 
     async def waiting() -> T:
-        return await eventually(look, timeout)
+        return await eventually(look, timeout, every=every)
 
     return asyncio.run(waiting())
 
