@@ -3,9 +3,11 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support import contracts
 from tests.support.databases import SharedServer, shared_server
 
 
@@ -35,3 +37,22 @@ def empty_database_url(postgres: SharedServer) -> Iterator[str]:
     """A database with nothing in it."""
     with postgres.database(migrated=False) as url:
         yield url
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what this process could not check against a platform's contract to the run's first process."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["skipped_checks"] = dict(contracts.SKIPPED)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take it from one of them."""
+    contracts.SKIPPED.update(getattr(node, "workeroutput", {}).get("skipped_checks", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say so: a run without the official contracts proves less."""
+    for name, count in sorted(contracts.SKIPPED.items()):
+        if count:
+            terminalreporter.write_line(f"{name}: {count} exchanges were not checked against its official contract")
