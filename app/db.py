@@ -27,8 +27,7 @@ from app.secrets import Keyring, KeysError
 Sessions = async_sessionmaker[AsyncSession]
 
 DATABASE_AWAY: tuple[type[Exception], ...] = (
-    ConnectionError,
-    TimeoutError,
+    OSError,
     InterfaceError,
     OperationalError,
     PoolTimeout,
@@ -37,7 +36,7 @@ DATABASE_AWAY: tuple[type[Exception], ...] = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.TooManyConnectionsError,
 )
-"""What a statement raises when the database can't be asked; asyncpg's own come from the making of a connection."""
+"""What tells that the database can't be asked; asyncpg's own come from the making of a connection."""
 CONNECT_SECONDS = 10
 STATEMENT_SECONDS = 60
 
@@ -78,6 +77,13 @@ def create_engine(url: str, *, pool_size: int = 10) -> AsyncEngine:
 def create_sessions(engine: AsyncEngine) -> Sessions:
     """Make the session factory; rows stay readable after the commit and nothing loads lazily."""
     return async_sessionmaker(engine, expire_on_commit=False, sync_session_class=OutboxSession)
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Tell whether the database could not be asked at all, looking through what SQLAlchemy wraps around it."""
+    while error is not None and not isinstance(error, DATABASE_AWAY):
+        error = error.__cause__
+    return error is not None
 
 
 @asynccontextmanager

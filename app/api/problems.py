@@ -7,11 +7,11 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
 from app.api.schemas import Problem
-from app.db import DATABASE_AWAY
+from app.db import DATABASE_AWAY, is_away
 from app.errors import FieldError, Refusal, unavailable
 
 log = structlog.get_logger()
@@ -72,34 +72,44 @@ def install(app: FastAPI) -> None:
             detail = f"{request.method} is not allowed on {request.url.path[:256]}."
         return respond(request, Refusal(error.status_code, reason, detail, headers=dict(error.headers or {})))
 
-    async def away(request: Request, error: Exception) -> JSONResponse:
-        log.warning("the database does not answer", path=request.url.path, error=str(error) or type(error).__name__)
-        refusal = unavailable("The database does not answer; try again.", reason="database_unavailable")
-        return respond(request, refusal)
-
-    for kind in DATABASE_AWAY:
-        app.exception_handler(kind)(away)
-
-    @app.exception_handler(OperationalError)
-    @app.exception_handler(InterfaceError)
-    @app.exception_handler(OSError)
-    async def cut_off(request: Request, error: Exception) -> JSONResponse:
-        log.error("the database does not answer", path=request.url.path, error=f"{type(error).__name__}: {error}"[:300])
-        return respond(request, unavailable("The database does not answer; try again.", reason="database_unavailable"))
-
-    async def away(request: Request, error: Exception) -> JSONResponse:
-        log.warning("the database does not answer", path=request.url.path, error=str(error) or type(error).__name__)
-        refusal = unavailable("The database does not answer; try again.", reason="database_unavailable")
-        return respond(request, refusal)
-
-    for kind in DATABASE_AWAY:
-        app.exception_handler(kind)(away)
-
     @app.exception_handler(Exception)
     async def crashed(request: Request, error: Exception) -> JSONResponse:
         log.error("request crashed", method=request.method, path=request.url.path, exc_info=error)
         detail = "Slipway failed on this request; nothing of it was kept. It is safe to try again."
         return respond(request, Refusal(500, "internal_error", detail))
+
+    _database_away(app)
+    _describe(app)
+
+
+def _database_away(app: FastAPI) -> None:
+    """Answer 503 while the database can't be asked: nobody's request is at fault, and it is worth trying again."""
+
+    async def away(request: Request, error: Exception) -> JSONResponse:
+        if not is_away(error):
+            raise error
+        log.error("the database does not answer", path=request.url.path, error=f"{type(error).__name__}: {error}"[:300])
+        return respond(request, unavailable("The database does not answer; try again.", reason="database_unavailable"))
+
+    for kind in (*DATABASE_AWAY, DBAPIError):
+        app.exception_handler(kind)(away)
+
+
+def _describe(app: FastAPI) -> None:
+    """Put problems under their own media type in the description: FastAPI puts every model under the route's."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            for operations in plain()["paths"].values():
+                for operation in operations.values():
+                    for answer in operation["responses"].values():
+                        content = answer.get("content", {})
+                        if MEDIA_TYPE in content:
+                            content[MEDIA_TYPE] = content.pop("application/json")
+        return plain()
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def from_validation(errors: Any) -> Refusal:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,6 +11,7 @@ from app.api.problems import from_validation, responses
 from app.api.schemas import Answer
 from app.builds import report
 from app.db import reading
+from app.models import Run
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"], responses=responses(403, 404, 409, 410))
 
@@ -70,31 +71,42 @@ class CompletionAnswer(Answer):
     build_status: str | None
 
 
+async def get_run(run_id: str, token: Token, context: Ctx, session: Db) -> Run:
+    """Return the run that the token opens, before anything else of the request is looked at."""
+    return await report.authenticate(context, session, run_id, token)
+
+
+async def get_run_apart(run_id: str, token: Token, context: Ctx) -> Run:
+    """Do the same and leave no transaction open, for routes that go on to ask a registry."""
+    async with reading(context.sessions) as session:
+        return await report.authenticate(context, session, run_id, token)
+
+
+Opened = Annotated[Run, Depends(get_run, scope="function")]
+OpenedApart = Annotated[Run, Depends(get_run_apart)]
+
+
 @router.post("/claim")
-async def claim_run(run_id: str, body: FromBuilder, token: Token, context: Ctx, session: Db) -> dict[str, Any]:
+async def claim_run(run: Opened, body: FromBuilder, context: Ctx, session: Db) -> dict[str, Any]:
     """Take the run; the first instance wins and gets its orders."""
-    run = await report.authenticate(context, session, run_id, token)
     return await report.claim(context, session, run, body.instance)
 
 
 @router.get("/source", response_class=StreamingResponse)
-async def get_run_source(run_id: str, token: Token, context: Ctx, session: Db) -> StreamingResponse:
+async def get_run_source(run: Opened, context: Ctx, session: Db) -> StreamingResponse:
     """Return the source as a gzipped tar."""
-    run = await report.authenticate(context, session, run_id, token)
     return StreamingResponse(await report.source(context, session, run), media_type="application/gzip")
 
 
 @router.post("/heartbeat")
-async def beat(run_id: str, body: Heartbeat, token: Token, context: Ctx, session: Db) -> HeartbeatAnswer:
+async def beat(run: Opened, body: Heartbeat, session: Db) -> HeartbeatAnswer:
     """Say that the builder lives."""
-    run = await report.authenticate(context, session, run_id, token)
     return HeartbeatAnswer(**await report.heartbeat(session, run, body.instance, body.stage))
 
 
 @router.post("/logs", status_code=204)
-async def add_run_logs(run_id: str, request: Request, token: Token, context: Ctx, session: Db) -> Response:
+async def add_run_logs(run: Opened, request: Request, context: Ctx, session: Db) -> Response:
     """Take a batch of log lines."""
-    run = await report.authenticate(context, session, run_id, token)
     raw = await read_body(request, 4 * 1024 * 1024, "a batch of lines")
     body = _parse(Lines, raw)
     await report.add_logs(context, session, run, body.instance, body.seq, [line.model_dump() for line in body.lines])
@@ -102,9 +114,8 @@ async def add_run_logs(run_id: str, request: Request, token: Token, context: Ctx
 
 
 @router.post("/push-grant")
-async def grant_push(run_id: str, body: FromBuilder, token: Token, context: Ctx, session: Db) -> PushGrantAnswer:
+async def grant_push(run: OpenedApart, body: FromBuilder, context: Ctx) -> PushGrantAnswer:
     """Hand out the right to push the image."""
-    run = await report.authenticate(context, session, run_id, token)
     grant = await report.push_grant(context, run, body.instance)
     return PushGrantAnswer(
         registry=grant.registry, repository=grant.repository, token=grant.token, expires_at=grant.expires_at
@@ -113,7 +124,7 @@ async def grant_push(run_id: str, body: FromBuilder, token: Token, context: Ctx,
 
 @router.post("/complete")
 async def complete_run(
-    run_id: str,
+    run: OpenedApart,
     request: Request,
     token: Token,
     context: Ctx,
@@ -122,12 +133,10 @@ async def complete_run(
     webhook_signature: Annotated[str, Header(max_length=1024)],
 ) -> CompletionAnswer:
     """Take the builder's last word: signed, once, and checked against the registry."""
-    async with reading(context.sessions) as session:
-        await report.authenticate(context, session, run_id, token)
     raw = await read_body(request, context.settings.max_completion_bytes, "a completion")
     report.verify_signature(token, webhook_id, webhook_timestamp, webhook_signature, raw)
     completion = _parse(report.Completion, raw)
-    return CompletionAnswer(**await report.complete(context, run_id, webhook_id, completion))
+    return CompletionAnswer(**await report.complete(context, run.id, webhook_id, completion))
 
 
 def _parse(model: type[M], raw: bytes) -> M:

@@ -102,6 +102,8 @@ async def retry(context: Context, session: AsyncSession, old: Build) -> Build:
 def check_target(context: Context, request: BuildRequest) -> tuple[str, list[str]]:
     """Return the builder's platform and warnings; Refusal (422) names the field that can't be honoured."""
     catalog, settings, warnings = context.catalog, context.settings, list[str]()
+    if catalog.entry(request.platform) is None:  # also where nothing shall run: it is a slip of the pen
+        raise invalid("platform", unusable(context, request.platform, "services"))
     wanted = request.builder.platform
     candidates = [wanted] if wanted else [request.platform, *settings.builder_fallback]
     usable = [c for c in candidates if catalog.usable(c) and catalog.entries[c].builders]
