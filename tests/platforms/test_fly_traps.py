@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from app.imitations import closing
 from app.imitations.fly import TOKEN, FlyImitation
 from app.platforms import fly
 from app.platforms.base import (
@@ -461,7 +462,9 @@ async def test_no_token_and_no_secret_reaches_a_builder(
 # --------------------------------------------------------------------------------------------------- the contract watches
 
 
-@pytest.mark.skipif(contracts.folder() is None, reason="the official contracts are not at hand")
+@pytest.mark.skipif(
+    contracts.folder() is None or not closing.AVAILABLE, reason="no official contracts, or nothing to check them with"
+)
 async def test_a_misspelt_field_is_caught(place: FlyImitation, services: fly.FlyServices, spec: ServiceSpec) -> None:
     ref = await up(services, spec)
     app = ref.handle.partition("/")[0] if ref.handle else ""
