@@ -121,11 +121,16 @@ def read(text: str, variables: Mapping[str, Any]) -> tuple[Field, ...]:
 
 
 def select(value: Any, fields: tuple[Field, ...]) -> Any:
-    """Return of a value what is selected of it; a member that takes arguments is a function of them."""
+    """Return of a value what is selected of it; a member that takes arguments is a function of them.
+
+    Unreadable when it has no such member.
+    """
     if isinstance(value, list):
         return [select(v, fields) for v in value]
     if value is None or not fields:
         return value
+    if unknown := [f.name for f in fields if f.name not in value]:
+        raise Unreadable(f"Cannot query field {unknown[0]}")
     members = {f.name: (value[f.name], f) for f in fields}
     return {n: select(v(f.arguments) if callable(v) else v, f.fields) for n, (v, f) in members.items()}
 
@@ -165,6 +170,10 @@ class Schema:
             self.violations.append(f"{exchange.path}: request or answer is no JSON")
             return
         self.violations += [f"{body.get('operationName')}: {p}" for p in self.problems(body, answer)]
+
+    def invalid(self, text: str) -> list[str]:
+        """Return what the schema does not allow in a document."""
+        return [e.message for e in graphql.validate(self.schema, graphql.parse(text))]
 
     def problems(self, body: Mapping[str, Any], answer: Mapping[str, Any] | None = None) -> Iterator[str]:
         """Yield what is wrong with a request and, if given, with its answer."""

@@ -106,6 +106,7 @@ class RailwayImitation(Imitation):
         self._registries = registries or {}
         self._page = page
         self._deleted: list[Service] = []
+        self._pulled: dict[tuple[str, str | None, str | None], Program] = {}
 
     @property
     def api_url(self) -> str:
@@ -150,7 +151,11 @@ class RailwayImitation(Imitation):
                 resolver: Resolver | None = getattr(self, f"on_{one.name}", None)
                 if resolver is None:
                     raise refusal(f"Cannot query field {one.name}", "GRAPHQL_VALIDATION_FAILED", 400)
-                data[one.name] = graphql.select(await resolver(one.arguments), one.fields)
+                found = await resolver(one.arguments)
+                try:
+                    data[one.name] = graphql.select(found, one.fields)
+                except graphql.Unreadable as e:
+                    raise refusal(str(e), "GRAPHQL_VALIDATION_FAILED", 400) from e
             return JSONResponse({"data": data})
 
         return await self._attend(fields[0].name, resolve, request)
@@ -343,15 +348,20 @@ class RailwayImitation(Imitation):
         if image == self.builder_image:
             return Program(self.builder, {})
         credentials = service.config.get("registryCredentials") or {}
+        known = (image, credentials.get("username"), credentials.get("password"))
+        if known in self._pulled:
+            return self._pulled[known]
         try:
             reference = parse_reference(image)
             url = self._registries.get(reference.host, f"http://{reference.host}")
             async with Registry(
                 url, username=credentials.get("username"), password=credentials.get("password")
             ) as registry:
-                return await pull(registry, reference.repository, reference.digest, self.folder / "images")
+                program = await pull(registry, reference.repository, reference.digest, self.folder / "images")
         except (ImageNotFound, RegistryDenied, RegistryUnavailable, ImageInvalid, ValueError) as e:
             raise Refused(200, f"failed to pull {image}: {e}") from e
+        self._pulled[known] = program
+        return program
 
     # ------------------------------------------------------------------------------------------------- the edge
 

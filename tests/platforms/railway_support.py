@@ -24,10 +24,13 @@ STAYS = "print('hello', flush=True)\nimport time\ntime.sleep(600)"
 
 
 class Naps:
-    """Stands in for our platform's sleep: notes how long it was asked for, and waits a hundredth of it at most."""
+    """Our platform's sleep and its clock, which only naps move on; it really waits a hundredth, so that others get on."""
 
     def __init__(self) -> None:
         self.asked: list[float] = []
+
+    def now(self) -> float:
+        return sum(self.asked)
 
     async def __call__(self, seconds: float) -> None:
         self.asked.append(seconds)
@@ -60,7 +63,8 @@ def settings(place: RailwayImitation, **changes: Any) -> Settings:
 
 
 def platform(place: RailwayImitation, naps: Naps | None = None, **options: Any) -> railway.RailwayPlatform:
-    values: dict[str, Any] = {"budget": Unlimited(), "sleep": naps or Naps(), "start_seconds": 1.5}
+    naps = naps or Naps()
+    values: dict[str, Any] = {"budget": Unlimited(), "sleep": naps, "clock": naps.now, "start_seconds": 80.0}
     return railway.create(options.pop("settings", None) or settings(place), **(values | options))
 
 

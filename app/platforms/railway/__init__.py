@@ -5,6 +5,7 @@ service sleeps (some ten minutes without outbound packets).
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -75,13 +76,14 @@ def create(
     start_seconds: float = START_SECONDS,
     poll_seconds: float = POLL_SECONDS,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> RailwayPlatform:
     """Make the platform from ``settings.railway``; everything with a default is for tests and for imitations."""
     railway = settings.railway
     assert railway is not None
     requests, most = PLANS[railway.plan]
     # The reset header holds a time of day, which a bucket must not take for seconds.
-    account = budget or Bucket(platform=NAME, limit=requests, window=3600, burst=requests / 4, reset="")
+    account = budget or Bucket(platform=NAME, limit=requests, window=3600, burst=requests / 10, reset="")
     api = RailwayApi(railway.api_url, railway.token.get_secret_value(), budget=account, timeout=timeout, sleep=sleep)
     ours = Objects(api, project=railway.project, environment=railway.environment, kind="svc", most=most)
     theirs = Objects(
@@ -94,6 +96,7 @@ def create(
         region=railway.region,
         start_seconds=start_seconds,
         poll_seconds=poll_seconds,
+        clock=clock,
     )
     builders = RailwayBuilders(theirs, region=railway.region)
     return RailwayPlatform(api, Platform(name=NAME, traits=traits(settings), builders=builders, services=services))

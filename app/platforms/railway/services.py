@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 import httpx
 
+from app.platforms.address import request_for
 from app.platforms.base import (
     Address,
     Inspection,
@@ -36,6 +37,7 @@ from app.platforms.base import (
     StartFailed,
     Transient,
 )
+from app.platforms.http import trust
 from app.platforms.railway import documents
 from app.platforms.railway.client import NAME, Deployment, Domain, ServiceInstance
 from app.platforms.railway.objects import REMOVED, STARTING, Objects, check_values, fit, image_source, parts
@@ -258,9 +260,10 @@ class RailwayServices:
         """Send one request, whose answer may well be an error: waking is all that it is for."""
         if view.seen.domain is None:
             return
-        async with httpx.AsyncClient(timeout=POKE_SECONDS, trust_env=False) as client:
+        url, headers = request_for(self._url(view.seen.domain))
+        async with httpx.AsyncClient(timeout=POKE_SECONDS, verify=trust(), trust_env=not headers) as client:
             try:
-                await client.get(self._url(view.seen.domain))
+                await client.get(url, headers=headers)
             except httpx.HTTPError:
                 return
 
