@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import functools
 import gzip
 import hashlib
 import io
@@ -88,7 +89,7 @@ async def push(
     place: Place, layer: bytes, *, repository: str = "slipway/agent", diff_id: str | None = None, **config: object
 ) -> ImageRef:
     """Push an image of one layer and return where it is, with a credential that may pull it."""
-    packed = gzip.compress(layer, mtime=0)
+    packed = _packed(layer)
     inner = {"Entrypoint": ["/app/agent"], "User": "65532", **config}
     document = {
         "architecture": "amd64",
@@ -115,6 +116,12 @@ async def push(
         put = await http.put(f"{place.url}/v2/{repository}/manifests/{digest(body)}", content=body, headers=headers)
         assert put.status_code == 201, put.text
     return ImageRef(registry=place.url, repository=repository, digest=digest(body), username=USER[0], password=USER[1])
+
+
+@functools.lru_cache(maxsize=4)
+def _packed(layer: bytes) -> bytes:
+    # The agent is packed for many tests, and how well does not matter to any.
+    return gzip.compress(layer, 1, mtime=0)
 
 
 def httpx_url(base: str, location: str) -> str:
