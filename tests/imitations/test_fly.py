@@ -44,10 +44,11 @@ async def test_the_real_builder_program_runs(place: FlyImitation, http: httpx.As
     async with serving(Starlette(routes=[Route("/v1/runs/{run}/claim", claim, methods=["POST"])])) as url:
         spec = support.builder_spec(env={"SLIPWAY_URL": url, "SLIPWAY_RUN_ID": "run_1"})
         env = {**spec.env, "SLIPWAY_RUN_DEADLINE": str(int(spec.deadline.timestamp()))}
-        body = {"name": "b", "config": {"image": spec.image, "env": env, "auto_destroy": True}}
+        config = {"image": spec.image, "env": env, "auto_destroy": True, "restart": {"policy": "no"}}
+        body = {"name": "b", "config": config}
         machine = (await http.post("/v1/apps/one/machines", json=body)).json()["id"]
         kept = place.apps["one"].machines[machine]
-        await eventually(lambda: kept.gone)
+        await eventually(lambda: kept.gone, 60)
     assert claims, kept.lines
     assert claims[0].headers["authorization"] == "Bearer slr.token"
     assert kept.events[0]["request"]["MonitorEvent"]["exit_event"]["guest_exit_code"] in {0, 40}
