@@ -94,11 +94,7 @@ class OpenApi:
         self.checked = 0
         self.skipped = 0
         self._extra_query = amendments.query
-        self._sides = {
-            "request": Side(document, amendments.requests, amendments.free),
-            "answer": Side(document, amendments.answers, amendments.free),
-        }
-        self._operations = list(_operations(document))
+        self._sides, self._operations = _compiled(document, amendments)
 
     def check(self, exchange: Exchange) -> None:
         """Look at method, path, query, headers, both bodies; say what is wrong once each."""
@@ -203,6 +199,22 @@ class _Operation:
                 return f"{base}/content/application~1json/schema"
             return None
         return None
+
+
+#: By document and amendments, which it keeps: to close the objects of a large file takes longer than most tests.
+_COMPILED: dict[tuple[int, int], tuple[Any, ...]] = {}
+
+
+def _compiled(document: Mapping[str, Any], amendments: Amendments) -> tuple[dict[str, Side], list["_Operation"]]:
+    key = (id(document), id(amendments))
+    if key not in _COMPILED:
+        sides = {
+            "request": Side(document, amendments.requests, amendments.free),
+            "answer": Side(document, amendments.answers, amendments.free),
+        }
+        _COMPILED[key] = (sides, list(_operations(document)), document, amendments)
+    sides, operations, *_ = _COMPILED[key]
+    return sides, operations
 
 
 def _operations(document: Mapping[str, Any]) -> Iterator[_Operation]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from app.platforms import fly, koyeb, local, railway
+from app.platforms import fly, koyeb, local, northflank, railway
 from app.platforms.base import Platform, Traits
 from app.settings import Settings
 
@@ -26,6 +26,7 @@ class Remote:
 REMOTE: Mapping[str, Remote] = {
     "fly": Remote(fly.traits, fly.missing, fly.opened),
     "koyeb": Remote(koyeb.traits, koyeb.missing, koyeb.opened),
+    "northflank": Remote(northflank.traits, northflank.missing, northflank.opened),
     "railway": Remote(railway.traits, railway.missing, railway.opened),
 }
 
