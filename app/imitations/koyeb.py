@@ -74,9 +74,15 @@ class KoyebImitation(Imitation):
             operations=_CREATE,
         ),
         "unauthorized": Fault(401, {"status": 401, "code": "authentication_error", "message": "Invalid token"}),
+        "new status": Fault(
+            200,
+            {"deployment": {"id": new_id(), "status": "DREAMING"}},
+            operations=("get deployment",),
+            checked=False,
+        ),
         "html": Fault(200, "<html>the console</html>", checked=False),
     }
-    quirks = frozenset({"no latest yet", "new status", "deleted record", "never deleted"})
+    quirks = frozenset({"no latest yet", "deleted record", "never deleted"})
 
     def __init__(
         self,
@@ -397,8 +403,6 @@ class KoyebImitation(Imitation):
             "definition": deployment.definition,
             "metadata": {"trigger": {"type": "RESUME"}} if deployment.resumed else {},
         }
-        if self.quirk("new status"):
-            return JSONResponse({"deployment": body | {"status": "DREAMING"}})
         return self._answer({"deployment": body})
 
     async def cancel_deployment(self, request: Request) -> Response:

@@ -41,7 +41,7 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
-@dataclass
+@dataclass(eq=False)
 class Instance:
     """One start of a program."""
 
@@ -55,7 +55,7 @@ class Instance:
     port: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Deployment:
     """One rollout. ``said`` is what the platform itself writes into the log."""
 
@@ -79,7 +79,7 @@ class Deployment:
         return next((i for i in self.instances if i.status == "HEALTHY"), None)
 
 
-@dataclass
+@dataclass(eq=False)
 class Service:
     """A service: its status is that of what serves."""
 
@@ -99,7 +99,7 @@ class Service:
         return self.deployments[-1]
 
 
-@dataclass
+@dataclass(eq=False)
 class App:
     """An app with the one domain that it was given."""
 
@@ -124,13 +124,20 @@ class Host:
     """Set unless starts are held back (slow start)."""
     tasks: "set[asyncio.Task[Any]]" = field(default_factory=set)
     alive: list[Running] = field(default_factory=list)
+    crashes: list[BaseException] = field(default_factory=list)
+    """What went wrong in here, raised at the end: a stand-in that breaks proves nothing."""
 
     def spawn(self, work: "Any", name: str) -> "asyncio.Task[Any]":
         """Run something beside."""
         task = asyncio.create_task(work, name=name)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._done)
         return task
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self.crashes.append(error)
 
     def begin(self, deployment: Deployment) -> None:
         """Start a rollout."""
@@ -158,11 +165,13 @@ class Host:
             deployment.status = status
 
     async def aclose(self) -> None:
-        """End all that runs."""
+        """End all that runs; raises what went wrong in the stand-in itself."""
         for task in list(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await asyncio.gather(*(r.stop(signal.SIGKILL) for r in self.alive if r.code is None))
+        if self.crashes:
+            raise self.crashes[0]
 
     async def _roll_out(self, deployment: Deployment) -> None:
         deployment.status = "PROVISIONING"
@@ -179,7 +188,7 @@ class Host:
         deployment.status = "ERROR"
         deployment.messages.append(message)
         deployment.said.append(Line(now(), message))
-        if deployment.service.active in {None, deployment}:
+        if deployment.service.active is None or deployment.service.active is deployment:
             deployment.service.status = "UNHEALTHY"
 
     async def live(self, deployment: Deployment) -> None:
@@ -242,7 +251,8 @@ class Host:
     def _serve(self, deployment: Deployment) -> None:
         """Move the traffic over, and end what served before."""
         service, old = deployment.service, deployment.service.active
-        deployment.status, service.status = "HEALTHY", "HEALTHY"
+        deployment.status = "HEALTHY"
+        service.status = service.status if service.status == "DELETING" else "HEALTHY"
         deployment.used_at = time.monotonic()
         service.active = deployment
         if old is not None and old is not deployment:

@@ -10,15 +10,14 @@ import pytest
 from app.imitations.koyeb import KoyebImitation
 from app.platforms.address import request_for
 from app.platforms.base import Address, BuilderSpec, Inspection, Platform, ServiceSpec
-from tests.images.support import Place, registry
 from tests.platforms import koyeb_support as support
 from tests.platforms.contract import BuildersContract, Restart, ServicesContract
-from tests.support.agents import Toolbox, layer_of, make_toolbox, push
+from tests.support.agents import make_toolbox
 
 
 @pytest.fixture(scope="session")
-def toolbox(run_folder: Path) -> Toolbox:
-    return make_toolbox(run_folder)
+def stored(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> support.Stored:
+    return support.stored(tmp_path_factory.mktemp("registry"), make_toolbox(run_folder))
 
 
 @pytest.fixture
@@ -70,13 +69,9 @@ class TestServices(ServicesContract):
     address_per_release = False
 
     @pytest.fixture
-    async def place(self, tmp_path: Path) -> AsyncGenerator[Place, None]:
-        async with registry(tmp_path / "registry") as served:
-            yield served
-
-    @pytest.fixture
-    async def service_spec(self, place: Place, toolbox: Toolbox) -> ServiceSpec:
-        return support.service_spec(await push(place, layer_of({"app/agent": toolbox.agent.read_bytes()})))
+    async def service_spec(self, stored: support.Stored) -> AsyncGenerator[ServiceSpec, None]:
+        async with stored.served() as image:
+            yield support.service_spec(image)
 
     async def get(self, address: Address, path: str) -> str:
         base, headers = request_for(address.url)

@@ -5,6 +5,7 @@ import hashlib
 from app.platforms.base import ServiceSpec, Size
 from app.platforms.koyeb.client import Deployment, Json
 from app.platforms.koyeb.common import MESH, variables
+from app.settings import KoyebSettings
 
 SERVICE = "web"
 RELEASE = "SLIPWAY_RELEASE"
@@ -14,9 +15,13 @@ TIMEOUT_SECONDS = 5
 RESTARTS = 3
 
 
-def web(spec: ServiceSpec, size: Size) -> Json:
-    """Return the whole definition of a release but its region. Raises Rejected for a value that Koyeb would expand."""
-    target: Json = {"sleep_idle_delay": {"deep_sleep_value": spec.idle_seconds}}
+def web(spec: ServiceSpec, size: Size, settings: KoyebSettings) -> Json:
+    """Return the whole definition of a release but its region. Raises Rejected for a value that Koyeb would expand.
+
+    An idle time beyond the plan's bounds becomes the nearest that it takes: a strict request was refused, another one warned.
+    """
+    idle = min(max(spec.idle_seconds, settings.min_idle_seconds), settings.max_idle_seconds)
+    target: Json = {"sleep_idle_delay": {"deep_sleep_value": idle}}
     scaling: Json = {"min": min(spec.scale_min, 1), "max": 1}
     if spec.scale_min == 0:
         scaling["targets"] = [target]

@@ -91,7 +91,7 @@ class KoyebServices:
     async def deploy(self, spec: ServiceSpec) -> Launched:
         """Ask for a rollout, unless the latest deployment is of this release already."""
         size = fit(spec.size)
-        definition = definitions.web(spec, size)
+        definition = definitions.web(spec, size, self._account.settings)
         regions = spec.regions or self._account.settings.regions
         async with self._alone(spec.service):
             app = await self._account.need_app(spec.service, delete_when_empty=True)
