@@ -384,12 +384,13 @@ class NorthflankImitation(Imitation):
             "runtimeEnvironment": service.body["runtimeEnvironment"],
             "healthChecks": service.body.get("healthChecks", []),
             "status": {"deployment": rollout},
-        } | ({"servicePaused": service.paused and not service.pausing} if self.june else {})
+        }
 
     async def get_service(self, request: Request) -> Response:
         """northflank.md §4, and §6: a pause is seen only once it is done; §4 Delete: so is a deletion."""
         service = self._service(request)
         answer = self._service_json(service, request.path_params["project"]) | {"uid": service.id}
+        answer |= {"servicePaused": service.paused and not service.pausing} if self.june else {}
         service.pausing = max(0, service.pausing - 1)
         if service.leaving is not None:
             service.leaving -= 1

@@ -333,7 +333,7 @@ def _public(ports: Collection[answers.Port]) -> str | None:
 
 
 def _completed_since(service: answers.Service, container: answers.Container) -> bool:
-    """Tell whether the rollout was completed with this instance and not before it."""
+    """Tell whether the rollout was completed with this instance and not before it, which is told in whole seconds."""
     rollout = service.status.deployment
     at = rollout.last_transition_time
-    return rollout.status == "COMPLETED" and at is not None and at.timestamp() > container.created_at
+    return rollout.status == "COMPLETED" and at is not None and at.timestamp() > container.created_at + 1
