@@ -9,8 +9,8 @@ import secrets
 import sqlalchemy as sa
 import uuid_utils
 from alembic import op
-from sqlalchemy.types import UserDefinedType
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.types import UserDefinedType
 
 revision = "0001"
 down_revision = None
@@ -397,9 +397,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("ix_run_log_created_at", table_name="run_log")
     op.drop_table("run_log")
-    op.drop_index(
-        "ix_run_open", table_name="run", postgresql_where=sa.text("status in ('launching', 'running')")
-    )
+    op.drop_index("ix_run_open", table_name="run", postgresql_where=sa.text("status in ('launching', 'running')"))
     op.drop_index("ix_run_not_cleaned", table_name="run", postgresql_where=sa.text("cleaned_at is null"))
     op.drop_index("ix_run_build_id", table_name="run")
     op.drop_table("run")
