@@ -198,7 +198,9 @@ class Host:
         if run.program is None:  # northflank.md §3: of an image that can't be pulled nothing is told
             await asyncio.Event().wait()
         assert run.program is not None
-        own = {"SLIPWAY_WORK": str(self.folder / container.name / "work"), **self.builder_env}
+        work = self.folder / container.name / "work"
+        await asyncio.to_thread(work.mkdir, parents=True, exist_ok=True)
+        own = {"SLIPWAY_WORK": str(work), **self.builder_env}
         running = await self._start(container, run.program, {**run.env, **own}, run.lines)
         await running.ended.wait()
         self.live.remove(running)
