@@ -243,6 +243,28 @@ async def test_a_builder_at_work_is_looked_at_once_a_minute(place: NorthflankImi
         await made.aclose()
 
 
+async def test_a_sweep_each_half_minute_lists_six_times_an_hour(place: NorthflankImitation) -> None:
+    now = [0.0]
+    seldom = {"list_seconds": 600.0, "clock": lambda: now[0]}
+    made = support.platform(place, builders=seldom, services=seldom)
+    try:
+        builders, services = made.platform.builders, made.platform.services
+        assert builders is not None
+        assert services is not None
+        await builders.launch(support.builder_spec())
+        place.misbehave("unauthorized", "list jobs")
+        with pytest.raises(Misconfigured):
+            await builders.list_ours(INSTALLATION)
+        looks = []
+        for now[0] in range(0, 3600, 30):
+            looks.append(await builders.list_ours(INSTALLATION))
+            await services.list_ours(INSTALLATION)
+    finally:
+        await made.aclose()
+    assert (place.count("list jobs"), place.count("list services")) == (7, 6)
+    assert [(len(look.items), look.complete) for look in looks[:2]] == [(1, True), (0, False)]
+
+
 async def test_a_healthy_build_takes_five_requests(
     place: NorthflankImitation, made: northflank.NorthflankPlatform, builders: Builders
 ) -> None:
@@ -269,9 +291,16 @@ async def test_the_last_requests_of_an_hour_are_for_stopping(place: NorthflankIm
             for _ in range(20):
                 await builders.inspect(ref)
 
+        async def read_on() -> None:
+            for _ in range(20):
+                await builders.logs(ref)
+
         with pytest.raises(RateLimited):
             await look_on()
         assert account.left > 7
+        with pytest.raises(RateLimited):
+            await read_on()
+        assert account.left > 3
         await builders.stop(ref)
     finally:
         await made.aclose()

@@ -32,12 +32,12 @@ from app.platforms.base import (
 )
 from app.platforms.failures import Conflict, Missing
 from app.platforms.northflank import answers, names
-from app.platforms.northflank.client import NAME, Client
+from app.platforms.northflank.client import LIST_SECONDS, NAME, Client, Seldom
 from app.platforms.northflank.edge import Edge
 from app.settings import NorthflankSettings
 
 START_SECONDS = 90.0
-SETTLE_SECONDS = 60.0
+SETTLE_SECONDS = 45.0
 """How long a pause or a deletion may take to be done."""
 LOOK_SECONDS = 5.0
 """How often the API is asked about what it was told to do; the edge, which costs no request of ours, is asked more often."""
@@ -62,6 +62,7 @@ class NorthflankServices:
         start_seconds: float = START_SECONDS,
         settle_seconds: float = SETTLE_SECONDS,
         look_seconds: float = LOOK_SECONDS,
+        list_seconds: float = LIST_SECONDS,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -73,6 +74,7 @@ class NorthflankServices:
         self._look_seconds = look_seconds
         self._sleep = sleep
         self._clock = clock
+        self._listing = Seldom(list_seconds, clock)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def _lock(self, nf_id: str) -> asyncio.Lock:
@@ -293,8 +295,11 @@ class NorthflankServices:
     # ------------------------------------------------------------------------------------------------ list, logs
 
     async def list_ours(self, installation: str) -> Listing:
-        """List releases."""
+        """List releases. Asked too soon again: nothing, and not complete."""
+        if not self._listing.due():
+            return Listing(items=(), complete=False)
         services, complete = await self._client.services()
+        self._listing.done()
         items = []
         for service in services:
             if name := names.release_name(service.id, installation):
