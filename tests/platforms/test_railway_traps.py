@@ -30,8 +30,10 @@ from app.platforms.base import (
     Transient,
 )
 from app.platforms.budget import Bucket
+from app.platforms.railway import builders as builders_module
 from app.platforms.railway import documents
-from app.platforms.railway.client import PlanLimit, RailwayApi, ServiceInstance
+from app.platforms.railway import services as services_module
+from app.platforms.railway.client import Deployment, Instance, PlanLimit, RailwayApi, ServiceInstance
 from app.platforms.railway.objects import Objects, long_name, short_name
 from tests.images.support import Place, registry
 from tests.platforms import railway_support as support
@@ -410,6 +412,53 @@ async def test_a_queued_builder_is_canceled_and_a_running_one_stopped(
     await builders.stop(ref)
     assert (imitation.count("deploymentCancel"), imitation.count("deploymentStop")) == (1, 1)
     assert imitation.services == {}
+
+
+async def test_a_deployment_that_ends_just_before_its_stop_is_over(
+    imitation: RailwayImitation, made: railway.RailwayPlatform, builders: Any
+) -> None:
+    spec = support.builder_spec("print('done')")
+    ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
+    await reaches(builders, ref, Phase.EXITED)
+    objects, [deployment] = builders._objects, imitation.deployments
+    known = await objects.deployment(deployment.id)
+    deployment.status = "REMOVED"
+    for earlier in ("QUEUED", "DEPLOYING", "SUCCESS"):
+        await objects.end(known.model_copy(update={"status": earlier, "stopped": False}))
+    imitation.misbehave("bad input", "deploymentStop")
+    deployment.status, deployment.stopped = "SUCCESS", False
+    with pytest.raises(Rejected):
+        await objects.end(known.model_copy(update={"stopped": False}))
+
+
+#: railway.md §3, the table of deployment statuses: as a builder's phase, and as a service's.
+PHASES = {
+    "QUEUED": (Phase.STARTING, Phase.STARTING),
+    "WAITING": (Phase.STARTING, Phase.STARTING),
+    "INITIALIZING": (Phase.STARTING, Phase.STARTING),
+    "BUILDING": (Phase.STARTING, Phase.STARTING),
+    "DEPLOYING": (Phase.STARTING, Phase.STARTING),
+    "NEEDS_APPROVAL": (Phase.FAILED, Phase.FAILED),
+    "SUCCESS": (Phase.RUNNING, Phase.RUNNING),
+    "SLEEPING": (Phase.EXITED, Phase.ASLEEP),
+    "CRASHED": (Phase.FAILED, Phase.FAILED),
+    "FAILED": (Phase.FAILED, Phase.FAILED),
+    "SKIPPED": (Phase.FAILED, Phase.FAILED),
+    "REMOVING": (Phase.GONE, Phase.ASLEEP),
+    "REMOVED": (Phase.GONE, Phase.ASLEEP),
+}
+
+
+@pytest.mark.parametrize("status", PHASES)
+def test_every_status_has_its_phase(status: str) -> None:
+    wire = {"id": "1", "status": status, "deploymentStopped": False, "createdAt": "2026-11-23T06:00:00Z", "new": 1}
+    deployment = Deployment.model_validate(wire)
+    assert (builders_module.phase_of(deployment), services_module.phase_of(deployment)) == PHASES[status]
+    exited = deployment.model_copy(update={"instances": (Instance(id="1", status="EXITED"),)})
+    stopped = deployment.model_copy(update={"stopped": True})
+    if status == "SUCCESS":
+        assert [builders_module.phase_of(d) for d in (exited, stopped)] == [Phase.EXITED, Phase.EXITED]
+        assert services_module.phase_of(stopped) is Phase.ASLEEP
 
 
 async def test_a_builder_costs_few_requests(made: railway.RailwayPlatform, builders: Any) -> None:

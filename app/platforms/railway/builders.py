@@ -8,8 +8,6 @@ import asyncio
 from weakref import WeakValueDictionary
 
 from app.platforms.base import BuilderSpec, Inspection, Launched, Listing, LogLine, Misconfigured, Phase, Ref, Size
-from app.platforms.failures import Missing
-from app.platforms.railway import documents
 from app.platforms.railway.client import NAME, Deployment
 from app.platforms.railway.objects import REMOVED, STARTING, Objects, check_values, fit, parts
 
@@ -56,7 +54,7 @@ class RailwayBuilders:
     async def inspect(self, ref: Ref) -> Inspection:
         """Look at the deployment that we were given; at the service's newest only when that one was replaced or is unknown."""
         service, deployment_id = parts(ref.handle)
-        deployment = await self._deployment(deployment_id) if deployment_id else None
+        deployment = await self._objects.deployment(deployment_id) if deployment_id else None
         if deployment is None or deployment.status in REMOVED:
             if service is None:
                 found = await self._objects.named(ref.name)
@@ -74,12 +72,6 @@ class RailwayBuilders:
         if deployment is not None and seen_phase is Phase.FAILED:
             message, _ = await self._objects.last_words(deployment)
         return Inspection(phase=seen_phase, handle=handle, region=ref.region, message=message)
-
-    async def _deployment(self, deployment: str) -> Deployment | None:
-        try:
-            return await self._objects.api.ask(documents.DEPLOYMENT, Deployment, "deployment", id=deployment)
-        except Missing:
-            return None
 
     async def stop(self, ref: Ref) -> None:
         """End it and delete its service, and all others of its name; returns when no listing has them."""

@@ -309,10 +309,19 @@ class Objects:
         except Missing:
             return
         except Rejected:
-            if document is documents.STOP:
+            # It has moved on meanwhile: left the queue, or ended by itself.
+            now = await self.deployment(deployment.id)
+            if now is not None and now.status == deployment.status and not now.stopped:
                 raise
-            # It has left the queue meanwhile.
-            await self.end(deployment.model_copy(update={"status": "DEPLOYING"}))
+            if now is not None:
+                await self.end(now)
+
+    async def deployment(self, deployment: str) -> Deployment | None:
+        """Return a deployment's state, None when it isn't there."""
+        try:
+            return await self.api.ask(documents.DEPLOYMENT, Deployment, "deployment", id=deployment)
+        except Missing:
+            return None
 
     async def drop(self, deployment: Deployment) -> None:
         """End a deployment and remove it."""
