@@ -24,6 +24,7 @@ from app.platforms.base import (
     Transient,
 )
 from app.platforms.northflank import names
+from tests.gateway.support import Sleeper, connected, gateway
 from tests.images.support import Place, registry
 from tests.platforms import northflank_support as support
 from tests.platforms.contract import INSTALLATION, name, until
@@ -144,9 +145,19 @@ async def test_waking_returns_only_once_the_edge_passes_requests(
     await up(services, spec)
     ref = support.ref_of(spec)
     await services.sleep(ref)
-    place.misbehave("edge lags", times=10)
-    address = await services.wake(ref)
-    await support.get(address, "/")
+    patient = support.platform(place, services={"start_seconds": 20.0})
+    try:
+        assert patient.platform.services is not None
+        place.host.released.clear()
+        waking = asyncio.create_task(patient.platform.services.wake(ref))
+        await until(lambda: _held(place))
+        # Made some time before it is completed, so that the rollout is surely its own, and the edge alone is late.
+        next(iter(place.services.values())).containers[-1].created -= 5
+        place.misbehave("edge lags", times=40)
+        place.host.released.set()
+        await support.get(await waking, "/")
+    finally:
+        await patient.aclose()
 
 
 async def test_what_goes_on_failing_is_told_although_its_log_can_t_be_read(
@@ -185,6 +196,14 @@ async def test_answers_of_june_and_of_october_are_understood(
             assert (place.count("get ports") == 0) is june
         finally:
             await made.aclose()
+
+
+async def test_our_gateway_reaches_it_by_its_own_name(services: Services, spec: ServiceSpec) -> None:
+    seen = await up(services, spec)
+    assert seen.address is not None
+    async with gateway(a=Sleeper(seen.address)) as server, connected(server.port) as client:
+        client.get("a.localhost", "/?name=HOSTNAME")
+        assert (await client.answer()).body.decode() == seen.address.instance_id
 
 
 # --------------------------------------------------------------------------------------------------- pause, resume
