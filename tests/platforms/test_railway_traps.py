@@ -213,6 +213,23 @@ async def test_what_is_polled_leaves_requests_to_what_deletes() -> None:
     assert {d for d in documents.ALL if not d.repeat} == never
 
 
+async def test_an_account_without_requests_left_still_deletes(imitation: RailwayImitation) -> None:
+    budget = Bucket(platform="railway", limit=100, window=1e9, reset="")
+    made = support.platform(imitation, budget=budget)
+    assert made.platform.builders is not None
+    spec = support.builder_spec("pass")
+    await made.platform.builders.launch(spec)
+    budget._tokens = 30
+    with pytest.raises(RateLimited):
+        await made.platform.builders.list_ours(INSTALLATION)
+    budget._tokens = 15
+    with pytest.raises(RateLimited):
+        await made.platform.builders.launch(support.builder_spec())
+    await made.platform.builders.stop(Ref(name=spec.name))
+    await made.aclose()
+    assert imitation.services == {}
+
+
 async def test_the_timeout_is_as_long_as_railway_s_own_client_s(made: railway.RailwayPlatform) -> None:
     assert (made.api._api._timeout.read or 0) >= 90
 
@@ -655,9 +672,10 @@ async def test_the_idle_time_can_not_be_chosen(made: railway.RailwayPlatform) ->
     assert (traits.min_idle_seconds, traits.max_idle_seconds, traits.idle_signal) == (600, 600, "outbound")
 
 
-async def test_an_upgrade_keeps_the_address(services: Any, spec: ServiceSpec) -> None:
+async def test_an_upgrade_keeps_the_address(imitation: RailwayImitation, services: Any, spec: ServiceSpec) -> None:
     first = await services.inspect(await up(services, spec))
     second = await services.inspect(await up(services, next_release(spec)))
+    assert [len(s.domains) for s in imitation.services.values()] == [1]
     assert first.address.url == second.address.url
     assert first.address.instance_id != second.address.instance_id
 

@@ -9,7 +9,7 @@ their last page, and a deletion counts only when a listing no longer has the ser
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +28,7 @@ from app.platforms.base import (
     Transient,
     Unsupported,
 )
+from app.platforms.budget import Kind as BudgetKind
 from app.platforms.failures import Missing
 from app.platforms.http import Wire
 from app.platforms.railway import documents
@@ -151,11 +152,14 @@ class Objects:
 
     # ------------------------------------------------------------------------------------------------ find
 
-    async def listed(self) -> list[Thing]:
-        """Read all pages; Transient when a cursor does not move, since a part of a listing proves nothing."""
+    async def listed(self, kind: BudgetKind = "call") -> list[Thing]:
+        """Read all pages; Transient when a cursor does not move, since a part of a listing proves nothing.
+
+        ``kind`` is what it is for: whoever deletes may use the last request, a sweep comes last.
+        """
         services: dict[str, Service] = {}
         latest: dict[str, Deployment | None] = {}
-        async for page in self._pages():
+        async for page in self._pages(replace(documents.LIST, kind=kind)):
             services |= {e.node.id: e.node for e in page.project.services.edges}
             latest |= {e.node.service: e.node.latest for e in page.environment.instances.edges}
         return [
@@ -163,11 +167,11 @@ class Objects:
             for s in services.values()
         ]
 
-    async def _pages(self) -> AsyncIterator[_Everything]:
+    async def _pages(self, document: documents.Document) -> AsyncIterator[_Everything]:
         cursors: tuple[str | None, str | None] = (None, None)
         for _ in range(MAX_PAGES):
             page = await self.api.ask_all(
-                documents.LIST,
+                document,
                 _Everything,
                 project=self.project,
                 environment=self.environment,
@@ -184,15 +188,15 @@ class Objects:
             cursors = ahead
         raise Transient(NAME, documents.LIST.name, "the listing does not come to its end")
 
-    async def named(self, name: str) -> list[Thing]:
+    async def named(self, name: str, kind: BudgetKind = "call") -> list[Thing]:
         """Return the services of this name, oldest first; more than one when a create was not so lost as it seemed."""
-        found = [t for t in await self.listed() if t.name == short_name(name)]
+        found = [t for t in await self.listed(kind) if t.name == short_name(name)]
         return sorted(found, key=lambda t: (t.created_at is None, t.created_at, t.service))
 
     async def ours(self, installation: str, phase: Callable[[Deployment | None], Phase]) -> Listing:
         """List what is of an installation."""
         items = []
-        for thing in await self.listed():
+        for thing in await self.listed("poll"):
             name = long_name(thing.name, self.kind)
             if name is not None and name.startswith(f"slp-{installation}-"):
                 handle = f"{thing.service}/{thing.latest.id}" if thing.latest else thing.service
@@ -335,14 +339,14 @@ class Objects:
     async def remove(self, name: str) -> None:
         """Delete every service of this name with all it has, and see to it that a listing has none of them any more."""
         for wait in (*APPEAR_WAITS, None):
-            found = await self.named(name)
+            found = await self.named(name, "stop")
             if not found:
                 return
             if wait is None:
                 break
             for thing in found:
                 await self._delete(thing)
-            if not await self.named(name):
+            if not await self.named(name, "stop"):
                 return
             await self.api.sleep(wait)
         raise Transient(NAME, documents.DELETE_SERVICE.name, f"{name} is listed after its deletion")
