@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from sqlalchemy import select
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from app import __version__, db, logs, serving
 from app.embedded.errors import EmbeddedError
@@ -108,7 +109,10 @@ def migrate() -> None:
 
     async def main() -> None:
         async with serving.database(read_settings()) as (url, _):
-            await db.migrate(url)
+            try:
+                await db.migrate(url)
+            except (OperationalError, InterfaceError, OSError) as e:
+                raise SetupError(f"the database can't be reached: {getattr(e, 'orig', None) or e}") from e
         say("the schema is current")
 
     run(main())
