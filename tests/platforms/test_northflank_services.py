@@ -345,6 +345,17 @@ async def test_no_program_runs_before_its_secrets_are_there(
     assert await variable(await up(services, spec), "API_KEY") == "hush"
 
 
+async def test_a_service_that_secret_groups_do_not_know_yet_is_tried_again(
+    place: NorthflankImitation, services: Services, spec: ServiceSpec
+) -> None:
+    spec = dataclasses.replace(spec, secrets={"API_KEY": "hush"})
+    body = {"error": {"status": 404, "message": "Service not found"}}
+    place.misbehave("500", "put secret", status=404, body=body)
+    with pytest.raises(Transient):
+        await services.deploy(spec)
+    assert await variable(await up(services, spec), "API_KEY") == "hush"
+
+
 async def test_a_refused_secret_is_not_in_the_error(
     place: NorthflankImitation, services: Services, spec: ServiceSpec
 ) -> None:

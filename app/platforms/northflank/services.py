@@ -103,9 +103,16 @@ class NorthflankServices:
                 if spec.secrets:
                     if found is None:
                         await self._put(self._body(spec, nf_id, size, image, credential, instances=0))
-                    await self._client.put_secret(_secret(spec, nf_id))
+                    await self._keep_secrets(spec, nf_id)
                 await self._put(self._body(spec, nf_id, size, image, credential, instances=1))
         return Launched(handle=nf_id, region=None, effective=size)
+
+    async def _keep_secrets(self, spec: ServiceSpec, nf_id: str) -> None:
+        try:
+            await self._client.put_secret(_secret(spec, nf_id))
+        except Missing as e:
+            message = "the service that was just made is not known everywhere yet"
+            raise Transient(NAME, "deploy", message, e.request_id) from e
 
     async def _put(self, body: dict[str, Any]) -> None:
         try:
