@@ -325,14 +325,21 @@ class KoyebImitation(Imitation):
         return self._answer({"service": self._service_json(self._service(request))})
 
     async def update_service(self, request: Request) -> Response:
-        """koyeb.md §2: replaces the whole definition; what is left out is lost."""
+        """koyeb.md §2: replaces the whole definition; what is left out is lost. A paused service stays so (not known)."""
         service = self._service(request)
         definition = self._checked((await request.json()).get("definition") or {})
+        if service.status in {"PAUSED", "PAUSING"}:
+            service.deployments.append(Deployment(service, definition))
+        else:
+            await self._overtake(service)
+            self.host.begin(Deployment(service, definition))
+        return self._answer({"service": self._service_json(service)})
+
+    async def _overtake(self, service: Service) -> None:
+        """End rollouts that are under way: the newest is the only one."""
         for old in service.deployments:
             if old is not service.active and old.status in OPEN:
-                self.host.spawn(self.host.end(old, "CANCELED"), f"overtaken {old.id}")
-        self.host.begin(Deployment(service, definition))
-        return self._answer({"service": self._service_json(service)})
+                await self.host.end(old, "CANCELED")
 
     async def delete_service(self, request: Request) -> Response:
         """koyeb.md §4: is under way when the answer comes."""
@@ -374,8 +381,10 @@ class KoyebImitation(Imitation):
     async def resume_service(self, request: Request) -> Response:
         """koyeb.md §4: a new deployment of the latest definition."""
         service = self._service(request)
-        service.status = "RESUMING"
+        if service.status in {"PAUSED", "PAUSING"}:
+            service.status = "RESUMING"
         again = Deployment(service, service.latest.definition, resumed=True)
+        await self._overtake(service)
         self.host.begin(again)
         return self._answer({})
 

@@ -4,6 +4,7 @@ A service of the builder image runs the builder program; every other image is pu
 names. What differs from the real thing: programs share this host's loopback, so each start gets a free ``PORT``; sizes are not
 enforced; waits are milliseconds.
 """
+# Over 250 lines: what a deployment is and what may become of it are one thing.
 
 import asyncio
 import contextlib
@@ -51,6 +52,7 @@ class Instance:
     created_at: datetime = field(default_factory=now)
     messages: list[str] = field(default_factory=list)
     lines: deque[Line] = field(default_factory=lambda: deque(maxlen=LINES))
+    starting: "asyncio.Task[Running] | None" = None
     running: Running | None = None
     port: int = 0
 
@@ -123,6 +125,7 @@ class Host:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     """Set unless starts are held back (slow start)."""
     tasks: "set[asyncio.Task[Any]]" = field(default_factory=set)
+    starting: "set[asyncio.Task[Running]]" = field(default_factory=set)
     alive: list[Running] = field(default_factory=list)
     crashes: list[BaseException] = field(default_factory=list)
     """What went wrong in here, raised at the end: a stand-in that breaks proves nothing."""
@@ -157,6 +160,8 @@ class Host:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         for instance in deployment.instances:
+            if instance.starting is not None:
+                instance.running = await instance.starting
             if instance.running is not None and instance.running.code is None:
                 await instance.running.stop(signal.SIGKILL)
             if instance.status != "ERROR":
@@ -166,9 +171,11 @@ class Host:
 
     async def aclose(self) -> None:
         """End all that runs; raises what went wrong in the stand-in itself."""
-        for task in list(self.tasks):
+        half = set(self.starting)
+        for task in self.tasks - half:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.alive += [task.result() for task in half]
         await asyncio.gather(*(r.stop(signal.SIGKILL) for r in self.alive if r.code is None))
         if self.crashes:
             raise self.crashes[0]
@@ -235,12 +242,11 @@ class Host:
         starting: asyncio.Task[Running] = self.spawn(
             start(deployment.program.argv, env, cwd, instance.lines), f"start {instance.id}"
         )
-        try:
-            running = instance.running = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # What is half started is known to whoever ends it.
-            instance.running = await starting
-            raise
+        instance.starting = starting
+        self.starting.add(starting)
+        # Never cut short: half of a start is a program that nobody knows of.
+        running = instance.running = await asyncio.shield(starting)
+        self.starting.discard(starting)
         self.alive.append(running)
         if _checked(deployment) and not await self._answers(deployment, instance):
             return

@@ -24,7 +24,8 @@ from app.platforms.base import (
     Transient,
 )
 from app.platforms.failures import Conflict, Missing
-from app.platforms.koyeb.client import NAME, Deployment, Instance, Json, Service
+from app.platforms.koyeb.answers import Deployment, Instance, Service
+from app.platforms.koyeb.client import NAME, Json
 from app.platforms.koyeb.common import GONE, LEAVING, MESH, Account, fit, lines, phase_of, reasons, variables
 
 MARGIN_SECONDS = 600

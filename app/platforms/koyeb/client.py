@@ -1,21 +1,40 @@
-"""Koyeb's REST API, as far as we use it: one method per call, and what its refusals mean.
+"""Koyeb's REST API, as far as we use it: one method per call.
 
 Facts: https://www.koyeb.com/docs/reference/api and the published description at
 https://api.prod.koyeb.com/public.swagger.json. Success is 200 with a wrapper object. There are no idempotency keys and no 409:
 whoever creates reads back by name. Filters by name need not be exact, so names are compared here.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pydantic import Field, model_validator
-
-from app.platforms.base import NoCapacity, PlatformError, RateLimited, Rejected
+from app.platforms.base import Rejected
 from app.platforms.budget import Bucket, Kind
-from app.platforms.failures import Conflict, Failure, Missing, by_status, short
+from app.platforms.failures import Missing
 from app.platforms.http import JsonApi, Params
-from app.platforms.http import Wire as PlainWire
+from app.platforms.koyeb.answers import (
+    App,
+    AppReply,
+    AppsPage,
+    Deployment,
+    DeploymentReply,
+    Entry,
+    Instance,
+    InstancesPage,
+    Logs,
+    OrganizationReply,
+    Page,
+    Quotas,
+    QuotasReply,
+    Secret,
+    SecretReply,
+    SecretsPage,
+    Service,
+    ServiceReply,
+    ServicesPage,
+)
+from app.platforms.koyeb.errors import classify
 
 NAME = "koyeb"
 PAGE = 100
@@ -25,213 +44,7 @@ REQUESTS, WINDOW = 400, 60
 
 Json = dict[str, Any]
 
-
-class Wire(PlainWire):
-    """Base of all answers: null is what a field is that isn't there."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, given: object) -> object:
-        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
-
-
-class Domain(Wire):
-    """A host name of an app; ``type`` AUTOASSIGNED for the one that Koyeb gives."""
-
-    name: str
-    type: str | None = None
-    status: str | None = None
-
-
-class App(Wire):
-    """A group of services behind one host name."""
-
-    id: str
-    name: str
-    status: str | None = None
-    created_at: datetime | None = None
-    domains: tuple[Domain, ...] = ()
-
-
-class Service(Wire):
-    """A service. Its status tells of what serves, never of the rollout that was asked for last."""
-
-    id: str
-    name: str
-    app_id: str | None = None
-    status: str | None = None
-    created_at: datetime | None = None
-    messages: tuple[str, ...] = ()
-    active_deployment_id: str | None = None
-    latest_deployment_id: str | None = None
-
-
-class Variable(Wire):
-    """A variable of a definition: plain or by the name of a secret."""
-
-    key: str | None = None
-    value: str | None = None
-    secret: str | None = None
-
-
-class Definition(Wire):
-    """The part of a deployment's definition that we read."""
-
-    env: tuple[Variable, ...] = ()
-    regions: tuple[str, ...] = ()
-
-
-class Deployment(Wire):
-    """One rollout of a service."""
-
-    id: str
-    service_id: str | None = None
-    status: str | None = None
-    messages: tuple[str, ...] = ()
-    definition: Definition = Definition()
-
-
-class Instance(Wire):
-    """One machine of a deployment; a restart makes another one."""
-
-    id: str
-    status: str | None = None
-    region: str | None = None
-    created_at: datetime | None = None
-    messages: tuple[str, ...] = ()
-
-
-class Secret(Wire):
-    """A secret without its value."""
-
-    id: str
-    name: str
-
-
-class Entry(Wire):
-    """A log line; ``labels.stream`` is stdout, stderr or koyeb."""
-
-    msg: str = ""
-    created_at: datetime
-    labels: Mapping[str, Any] = Field(default_factory=dict)
-
-
-class Pagination(Wire):
-    """Where a log query goes on."""
-
-    has_more: bool = False
-    next_start: str | None = None
-    next_end: str | None = None
-
-
-class Logs(Wire):
-    """One page of log lines."""
-
-    data: tuple[Entry, ...] = ()
-    pagination: Pagination = Pagination()
-
-
-class Lifecycle(Wire):
-    """How long an account's services may be told to live, in seconds."""
-
-    delete_after_create_min: int | None = None
-    delete_after_create_max: int | None = None
-
-
-class Quotas(Wire):
-    """The part of an organisation's quotas that we keep to."""
-
-    lifecycle: Lifecycle = Lifecycle()
-
-
-class Organization(Wire):
-    """Whose token it is."""
-
-    id: str
-
-
-class _AppReply(Wire):
-    app: App
-
-
-class _ServiceReply(Wire):
-    service: Service
-
-
-class _DeploymentReply(Wire):
-    deployment: Deployment
-
-
-class _OrganizationReply(Wire):
-    organization: Organization
-
-
-class _QuotasReply(Wire):
-    quotas: Quotas = Quotas()
-
-
-class _SecretReply(Wire):
-    secret: Secret
-
-
-class _Page(Wire):
-    count: int | None = None
-    has_next: bool | None = None
-
-
-class _Apps(_Page):
-    apps: tuple[App, ...] = ()
-
-
-class _Services(_Page):
-    services: tuple[Service, ...] = ()
-
-
-class _Instances(_Page):
-    instances: tuple[Instance, ...] = ()
-
-
-class _Secrets(_Page):
-    secrets: tuple[Secret, ...] = ()
-
-
-P = TypeVar("P", bound=_Page)
-
-
-class _Body(Wire):
-    code: str | None = None
-    message: str | None = None
-    fields: tuple[Mapping[str, Any], ...] = ()
-
-
-def classify(failure: Failure) -> PlatformError:
-    """Read an error body ``{status, code, message, fields?}``; a duplicate name is a 400 that says so in ``fields``."""
-    if failure.status == 429:
-        return failure.error(RateLimited, "429 too many requests", retry_after=_reset(failure))
-    try:
-        body = _Body.model_validate(failure.body)
-    except ValueError:
-        return by_status(failure)
-    fields = [(str(f.get("field")), str(f.get("description"))) for f in body.fields]
-    text = " ".join(filter(None, [body.code, body.message, *(f"{n}: {d}" for n, d in fields)]))
-    text = short(text) or str(failure.status)
-    if failure.status == 400:
-        if any(n == "name" and "already exists" in d.lower() for n, d in fields):
-            return failure.error(Conflict, text)
-        if body.code == "failed_precondition" and any(w in text.lower() for w in ("quota", "limit", "capacity")):
-            return failure.error(NoCapacity, text)
-        return failure.error(Rejected, text)
-    return by_status(failure, text)
-
-
-def _reset(failure: Failure) -> float | None:
-    """Return how long to wait: Koyeb sends no Retry-After but the seconds until its window is over."""
-    if failure.retry_after is not None:
-        return failure.retry_after
-    try:
-        return float(failure.headers.get("x-ratelimit-reset", ""))
-    except ValueError:
-        return None
+P = TypeVar("P", bound=Page)
 
 
 class Client:
@@ -255,9 +68,9 @@ class Client:
     async def quotas(self) -> Quotas:
         """Return what the token's organisation may have."""
         answer = await self.api.call("get organization", "GET", "/v1/account/organization")
-        owner = answer.read(_OrganizationReply).organization.id
+        owner = answer.read(OrganizationReply).organization.id
         answer = await self.api.call("get quotas", "GET", f"/v1/organizations/{owner}/quotas")
-        return answer.read(_QuotasReply).quotas
+        return answer.read(QuotasReply).quotas
 
     # --- apps
 
@@ -266,19 +79,19 @@ class Client:
         query = {"name": name} if name else {}
         return [
             a
-            async for page in self._pages("list apps", "/v1/apps", query, _Apps)
+            async for page in self._pages("list apps", "/v1/apps", query, AppsPage)
             for a in page.apps
             if name in {None, a.name}
         ]
 
     async def app(self, app_id: str) -> App:
         """Return one app with its domains."""
-        return (await self.api.call("get app", "GET", f"/v1/apps/{app_id}", kind="poll")).read(_AppReply).app
+        return (await self.api.call("get app", "GET", f"/v1/apps/{app_id}", kind="poll")).read(AppReply).app
 
     async def create_app(self, name: str, *, delete_when_empty: bool) -> App:
         """Make an app; Conflict when the name is taken."""
         body = {"name": name, "life_cycle": {"delete_when_empty": True}} if delete_when_empty else {"name": name}
-        return (await self.api.call("create app", "POST", "/v1/apps", json=body)).read(_AppReply).app
+        return (await self.api.call("create app", "POST", "/v1/apps", json=body)).read(AppReply).app
 
     async def delete_app(self, app_id: str) -> None:
         """Ask for an app's end; it is not gone yet."""
@@ -291,7 +104,7 @@ class Client:
         query = {"app_id": app_id} | ({"name": name} if name else {})
         return [
             s
-            async for page in self._pages("list services", "/v1/services", query, _Services)
+            async for page in self._pages("list services", "/v1/services", query, ServicesPage)
             for s in page.services
             if name in {None, s.name}
         ]
@@ -299,16 +112,16 @@ class Client:
     async def service(self, service_id: str, *, kind: Kind = "poll") -> Service:
         """Return one service; Missing when there is none."""
         answer = await self.api.call("get service", "GET", f"/v1/services/{service_id}", kind=kind)
-        return answer.read(_ServiceReply).service
+        return answer.read(ServiceReply).service
 
     async def create_service(self, body: Json) -> Service:
         """Make a service; Conflict when the name is taken in its app."""
-        return (await self.api.call("create service", "POST", "/v1/services", json=body)).read(_ServiceReply).service
+        return (await self.api.call("create service", "POST", "/v1/services", json=body)).read(ServiceReply).service
 
     async def update_service(self, service_id: str, definition: Json) -> Service:
         """Replace the whole definition, which begins a rollout."""
         path, body = f"/v1/services/{service_id}", {"definition": definition}
-        return (await self.api.call("update service", "PUT", path, json=body)).read(_ServiceReply).service
+        return (await self.api.call("update service", "PUT", path, json=body)).read(ServiceReply).service
 
     async def pause_service(self, service_id: str) -> None:
         """Take all instances away."""
@@ -327,7 +140,7 @@ class Client:
     async def deployment(self, deployment_id: str) -> Deployment:
         """Return one deployment with its definition."""
         answer = await self.api.call("get deployment", "GET", f"/v1/deployments/{deployment_id}", kind="poll")
-        return answer.read(_DeploymentReply).deployment
+        return answer.read(DeploymentReply).deployment
 
     async def cancel_deployment(self, deployment_id: str) -> None:
         """Stop a rollout that is under way; Rejected when it isn't any more."""
@@ -336,7 +149,7 @@ class Client:
 
     async def instances(self, **of: str) -> list[Instance]:
         """List instances, ended ones too, oldest first; ``of`` is ``service_id`` or ``deployment_id``."""
-        pages = self._pages("list instances", "/v1/instances", of, _Instances)
+        pages = self._pages("list instances", "/v1/instances", of, InstancesPage)
         found = [i async for page in pages for i in page.instances]
         return sorted(found, key=lambda i: i.created_at.timestamp() if i.created_at else 0.0)
 
@@ -365,14 +178,14 @@ class Client:
         query = {"name": name} if name else {}
         return [
             s
-            async for page in self._pages("list secrets", "/v1/secrets", query, _Secrets)
+            async for page in self._pages("list secrets", "/v1/secrets", query, SecretsPage)
             for s in page.secrets
             if name in {None, s.name}
         ]
 
     async def create_secret(self, body: Json) -> Secret:
         """Make a secret; Conflict when the name is taken."""
-        return (await self.api.call("create secret", "POST", "/v1/secrets", json=body)).read(_SecretReply).secret
+        return (await self.api.call("create secret", "POST", "/v1/secrets", json=body)).read(SecretReply).secret
 
     async def update_secret(self, secret_id: str, body: Json) -> None:
         """Replace a secret; what uses it keeps the old value until its next start."""

@@ -9,7 +9,8 @@ import structlog
 
 from app.platforms.base import LogLine, Phase, Rejected, Size, Transient, Unsupported
 from app.platforms.failures import Conflict, Missing
-from app.platforms.koyeb.client import NAME, App, Client, Entry, Instance, Json
+from app.platforms.koyeb.answers import App, Entry, Instance
+from app.platforms.koyeb.client import NAME, Client, Json
 from app.settings import KoyebSettings
 
 log = structlog.get_logger()

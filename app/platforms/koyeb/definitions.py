@@ -3,7 +3,8 @@
 import hashlib
 
 from app.platforms.base import ServiceSpec, Size
-from app.platforms.koyeb.client import Deployment, Json
+from app.platforms.koyeb.answers import Deployment
+from app.platforms.koyeb.client import Json
 from app.platforms.koyeb.common import MESH, variables
 from app.settings import KoyebSettings
 

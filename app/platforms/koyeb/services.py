@@ -6,6 +6,7 @@ environment which release it is (``SLIPWAY_RELEASE``): a resume makes a new depl
 
 Of a service's deployments only two matter: the latest, which was asked for, and the active one, which serves.
 """
+# Over 250 lines: all that may become of one service, in one place.
 
 import asyncio
 import contextlib
@@ -37,7 +38,8 @@ from app.platforms.base import (
 from app.platforms.failures import Conflict, Missing
 from app.platforms.http import trust
 from app.platforms.koyeb import definitions
-from app.platforms.koyeb.client import NAME, App, Deployment, Instance, Json, Service
+from app.platforms.koyeb.answers import App, Deployment, Instance, Service
+from app.platforms.koyeb.client import NAME, Json
 from app.platforms.koyeb.common import (
     COMING,
     FAILED,
