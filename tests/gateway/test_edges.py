@@ -92,16 +92,18 @@ async def test_a_certificate_of_another_name_is_not_taken(tmp_path: Path) -> Non
         assert service.failures
 
 
-async def test_a_tunnel_through_tls_ends_when_the_client_leaves(tmp_path: Path) -> None:
+async def test_a_tunnel_through_tls_ends_with_the_client_s_last_byte(tmp_path: Path) -> None:
     theirs, ours = contexts(tmp_path, NAME)
+    size, received = 4_000_000, 0
     ended = asyncio.Event()
 
     def switching(it: Upstream) -> Handler:
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await it.head(reader)
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
-            while data := await reader.read(100):
-                writer.write(data)
+            nonlocal received
+            while data := await reader.read(65536):
+                received += len(data)
             ended.set()
 
         return handle
@@ -113,10 +115,10 @@ async def test_a_tunnel_through_tls_ends_when_the_client_leaves(tmp_path: Path) 
     ):
         client.get("a.localhost", "/", "GET", "Connection: upgrade", "Upgrade: echo")
         await client.until(b"\r\n\r\n")
-        client.send(b"hello")
-        assert await client.until(b"hello") == b"hello"
+        client.send(b"x" * size)
         client.writer.write_eof()
         await asyncio.wait_for(ended.wait(), 10)
+    assert received == size
 
 
 @pytest.mark.parametrize(

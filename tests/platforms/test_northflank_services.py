@@ -260,6 +260,17 @@ async def test_a_deploy_that_was_not_answered_is_one_service(
     assert len(place.services) == 1
 
 
+async def test_deploying_what_sleeps_again_lets_it_sleep(
+    place: NorthflankImitation, services: Services, spec: ServiceSpec
+) -> None:
+    await up(services, spec)
+    await services.sleep(support.ref_of(spec))
+    place.requests.clear()
+    await services.deploy(spec)
+    assert [request.operation for request in place.requests] == ["get service"]
+    assert (await services.inspect(support.ref_of(spec))).phase is Phase.ASLEEP
+
+
 async def test_a_wrong_credential_or_digest_is_rejected_and_leaves_nothing(
     place: NorthflankImitation, services: Services, spec: ServiceSpec
 ) -> None:
