@@ -3,6 +3,7 @@
 What differs from the real thing: programs share this host's loopback, so each start gets a free ``PORT``; sizes are not
 enforced; an old deployment ends as soon as the new one serves, without overlap.
 """
+# Over 250 lines: what a deployment is and what may become of it are one thing.
 
 import asyncio
 import os

@@ -6,6 +6,7 @@ stands between them are just 32. The kind is left out, so builders and services 
 Nothing here can be created twice without harm, and there are no idempotency keys: the name is the key. Listings are read to
 their last page, and a deletion counts only when a listing no longer has the service.
 """
+# Over 250 lines: finding, making, ending and reading one kind of thing, which builders and services both do.
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
