@@ -2,6 +2,7 @@
 
 What differs from the real thing: programs share this host's loopback, so each start gets a free ``PORT``; sizes are not enforced.
 """
+# Over 250 lines: what runs there and what may become of it are one thing.
 
 import asyncio
 import contextlib

@@ -3,6 +3,7 @@
 Paths are those of its public API, ``/v1`` or, for a token of an organization, ``/v1/teams/<team>``. Success is always 200 and
 ``{"data": …}``. No call has an idempotency key: what may be repeated is a PUT (create or update by name) or ends something.
 """
+# Over 250 lines: one short method after the other, one for each request there is.
 
 import asyncio
 import json
