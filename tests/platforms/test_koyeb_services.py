@@ -209,6 +209,19 @@ async def test_degraded_goes_on_being_waited_for(
     imitation.services[0].latest.status = "HEALTHY"
 
 
+async def test_a_healthy_release_that_does_not_serve_yet_has_no_address(
+    imitation: KoyebImitation, services: Services, spec: ServiceSpec
+) -> None:
+    """The address is the service's: until the traffic is moved over, the old release answers there."""
+    await up(services, spec)
+    new = await up(services, following(spec))
+    (service,) = imitation.services
+    service.active = service.deployments[0]
+    seen = await services.inspect(new)
+    assert (seen.phase, seen.address) == (Phase.STARTING, None)
+    service.active = service.latest
+
+
 async def test_a_used_up_quota_tries_the_next_region(imitation: KoyebImitation, services: Services) -> None:
     imitation.misbehave("quota")
     assert (await services.deploy(unpulled())).region == "was"

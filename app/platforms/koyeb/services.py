@@ -180,8 +180,6 @@ class KoyebServices:
         ended = [i for i in instances if i.status in {"ERROR", "STOPPED"}]
         if deployment.status in COMING | FAILED and len(ended) >= CRASHES:
             return Phase.FAILED, f"{CRASHED} {len(ended)} times right after its start"
-        if deployment.status == "DEGRADED":
-            return Phase.STARTING, reasons(deployment.messages, instances=instances) or None
         if deployment.status == "STASHED":
             return Phase.FAILED, "the deployment was saved and not rolled out"
         if deployment.status in STOPPED:
