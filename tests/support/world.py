@@ -1,18 +1,15 @@
 """A control plane without its loops: real database, registry, API and yard, and a test that says what happens when.
 
 Jobs run when the test says so (``jobs``), time passes when it says so (``ago``), and builders do what it makes them do.
+One long file, since all of it is the one object that tests hold.
 """
 
 import asyncio
-import base64
 import contextlib
 import hashlib
-import hmac
-import json
 import secrets
-import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -39,7 +36,9 @@ from app.queue import Job, queries
 from app.secrets import make_keys
 from app.services.sleep_wake import WakeFailed
 from app.settings import Settings
-from tests.support.platform import NAME, Machine, Unit, Yard
+from tests.support.builder import Builder
+from tests.support.machines import Machine, Unit
+from tests.support.platform import NAME, Yard
 
 FILES = {"go.mod": "module agent\n\ngo 1.25\n", "main.go": "package main\n\nfunc main() {}\n"}
 KEYS = make_keys()
@@ -206,10 +205,10 @@ class World:
     def unit(self, release: Release) -> Unit:
         return self.yard.units[f"slp-{self.context.installation}-{release.id.replace('_', '-')}"]
 
-    async def builder(self, build: Build, instance: str = "machine-1") -> "Builder":
+    async def builder(self, build: Build, instance: str = "machine-1") -> Builder:
         """Return the builder that was launched for the build's newest run."""
         machine = self.machine(await self.run_of(build))
-        return Builder(self, machine.spec.env["SLIPWAY_RUN_ID"], machine.spec.env["SLIPWAY_RUN_TOKEN"], instance)
+        return Builder(self.http, machine.spec.env["SLIPWAY_RUN_ID"], machine.spec.env["SLIPWAY_RUN_TOKEN"], instance)
 
     async def built(self, service: str | None = None, /, **config: Any) -> Build:
         """Submit a build and take it through its builder; a release is then pending."""
@@ -239,123 +238,6 @@ class World:
 
     async def live(self, name: str) -> Release:
         return await self.one(Release, id=(await self.service(name)).live_release_id)
-
-
-@dataclass
-class Builder:
-    """What a builder does, one step at a time, over HTTP alone."""
-
-    world: World
-    run_id: str
-    token: str
-    instance: str = "machine-1"
-    webhook_id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(8)}")
-
-    def other(self, **changes: Any) -> "Builder":
-        return replace(self, **changes)
-
-    async def post(self, verb: str, **body: Any) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self.token}"}
-        body = {"instance": self.instance, **body}
-        return await self.world.http.post(f"/v1/runs/{self.run_id}/{verb}", json=body, headers=headers)
-
-    async def claim(self) -> Json:
-        answer = await self.post("claim")
-        assert answer.status_code == 200, answer.text
-        orders: Json = answer.json()
-        return orders
-
-    async def log(self, *lines: str, seq: int = 0) -> httpx.Response:
-        return await self.post("logs", seq=seq, lines=[{"t": time.time(), "s": "stdout", "m": line} for line in lines])
-
-    async def source(self) -> bytes:
-        headers = {"Authorization": f"Bearer {self.token}"}
-        answer = await self.world.http.get(f"/v1/runs/{self.run_id}/source", headers=headers)
-        assert answer.status_code == 200, answer.text
-        return answer.content
-
-    async def push(self, *, layer: bytes = b"a layer", **config: Any) -> Json:
-        """Push a small image by the grant and return what a completion says of it."""
-        answer = await self.post("push-grant")
-        assert answer.status_code == 200, answer.text
-        grant = answer.json()
-        inner = {"User": "65532:65532", "Entrypoint": ["/app"]} | config.pop("config", {})
-        document = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": []}} | config
-        blob = json.dumps(document | {"config": inner}).encode()
-        manifest = json.dumps(
-            {
-                "schemaVersion": 2,
-                "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                "config": descriptor("application/vnd.oci.image.config.v1+json", blob),
-                "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
-            }
-        ).encode()
-        base, headers = f"{grant['registry']}/v2/{grant['repository']}", {"Authorization": f"Bearer {grant['token']}"}
-        http = self.world.http
-        for data in (layer, blob):
-            begun = await http.post(f"{base}/blobs/uploads/", headers=headers)
-            assert begun.status_code == 202, begun.text
-            where = httpx.URL(grant["registry"]).join(begun.headers["location"])
-            done = await http.put(where.copy_merge_params({"digest": digest(data)}), content=data, headers=headers)
-            assert done.status_code == 201, done.text
-        put = await http.put(
-            f"{base}/manifests/{digest(manifest)}",
-            content=manifest,
-            headers=headers | {"Content-Type": "application/vnd.oci.image.manifest.v1+json"},
-        )
-        assert put.status_code == 201, put.text
-        size = len(layer) + len(blob) + len(manifest)
-        return {"repository": grant["repository"], "digest": digest(manifest), "size": size}
-
-    def sign(self, raw: bytes, stamp: object) -> str:
-        mac = hmac.digest(self.token.encode(), f"{self.webhook_id}.{stamp}.".encode() + raw, hashlib.sha256)
-        return f"v1,{base64.b64encode(mac).decode()}"
-
-    async def complete(self, body: Json | None = None, *, raw: bytes | None = None, **how: Any) -> httpx.Response:
-        """Send the completion, signed; ``how`` may say another ``token``, ``signature``, ``timestamp``, ``run_id``."""
-        raw = raw if raw is not None else json.dumps({"instance": self.instance, **(body or {})}).encode()
-        stamp = str(how.get("timestamp", int(time.time())))
-        headers = {
-            "Authorization": f"Bearer {how.get('token', self.token)}",
-            "Content-Type": "application/json",
-            "webhook-id": self.webhook_id,
-            "webhook-timestamp": stamp,
-            "webhook-signature": how.get("signature", self.sign(raw, stamp)),
-        }
-        url = f"/v1/runs/{how.get('run_id', self.run_id)}/complete"
-        return await self.world.http.post(url, content=raw, headers=headers)
-
-    def success(self, image: Json, orders: Json, /, **more: Any) -> Json:
-        """Return the body of a good completion."""
-        return {
-            "status": "succeeded",
-            "exit_code": 0,
-            "image": image,
-            "source": {"digest": orders["source"]["digest"], "commit": None},
-            "toolchain": {"go": "go1.25.3", "goarch": "amd64", "builder": "test"},
-            "isolation": "netns",
-            "timings": {"compile": 0.5},
-        } | more
-
-    async def finish(self, **image: Any) -> Json:
-        """Do all of it: claim, push, complete; returns the answer to the completion."""
-        orders = await self.claim()
-        answer = await self.complete(self.success(await self.push(**image), orders))
-        assert answer.status_code == 200, answer.text
-        told: Json = answer.json()
-        return told
-
-    async def fail(self, reason: str, message: str | None = None, **more: Any) -> httpx.Response:
-        await self.post("claim")
-        return await self.complete({"status": "failed", "reason": reason, "message": message, **more})
-
-
-def digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def descriptor(media_type: str, data: bytes) -> Json:
-    return {"mediaType": media_type, "digest": digest(data), "size": len(data)}
 
 
 def files_digest(files: dict[str, str]) -> str:
