@@ -130,12 +130,12 @@ OWNERS: dict[type[Status], dict[Status, tuple[str, str]]] = {
     BuildStatus: {
         BuildStatus.QUEUED: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
         BuildStatus.DISPATCHING: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
-        BuildStatus.BUILDING: ("app.builds.report:complete", "app.builds.sweep:reconcile"),
+        BuildStatus.BUILDING: ("app.builds.complete:complete", "app.builds.sweep:reconcile"),
         BuildStatus.PROMOTING: ("app.services.promote:promote", "app.services.sweep:reconcile"),
     },
     RunStatus: {
         RunStatus.LAUNCHING: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
-        RunStatus.RUNNING: ("app.builds.report:complete", "app.builds.sweep:reconcile"),
+        RunStatus.RUNNING: ("app.builds.complete:complete", "app.builds.sweep:reconcile"),
     },
     ReleaseStatus: {
         ReleaseStatus.PENDING: ("app.services.promote:promote", "app.services.sweep:reconcile"),

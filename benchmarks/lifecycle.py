@@ -26,7 +26,7 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from app import db
-from app.builds import report, submit
+from app.builds import complete, report, submit
 from app.embedded.binaries import installed
 from app.embedded.postgres import EmbeddedPostgres
 from app.main import ensure_key, open_context
@@ -284,8 +284,8 @@ async def _in_process(url: str, home: Path) -> float:
                 orders = await report.claim(context, session, run, "i")
             repository = orders["image"]["repository"]
             template.put(repository)
-            completion = report.Completion.model_validate(template.completion(repository, row["source_digest"]))
-            await report.complete(context, row["id"], "msg_1", completion)
+            completion = complete.Completion.model_validate(template.completion(repository, row["source_digest"]))
+            await complete.complete(context, row["id"], "msg_1", completion)
 
         await drive(connection, start, finish, 50)
         rate = await drive(connection, lambda n: start(n + 1000), finish, COUNT)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.api.deps import Ctx, Db, Token, read_body
 from app.api.problems import from_validation, responses
 from app.api.schemas import Answer
-from app.builds import report
+from app.builds import complete, report
 from app.db import reading
 from app.models import Run
 
@@ -134,9 +134,9 @@ async def complete_run(
 ) -> CompletionAnswer:
     """Take the builder's last word: signed, once, and checked against the registry."""
     raw = await read_body(request, context.settings.max_completion_bytes, "a completion")
-    report.verify_signature(token, webhook_id, webhook_timestamp, webhook_signature, raw)
-    completion = _parse(report.Completion, raw)
-    return CompletionAnswer(**await report.complete(context, run.id, webhook_id, completion))
+    complete.verify_signature(token, webhook_id, webhook_timestamp, webhook_signature, raw)
+    completion = _parse(complete.Completion, raw)
+    return CompletionAnswer(**await complete.complete(context, run.id, webhook_id, completion))
 
 
 def _parse(model: type[M], raw: bytes) -> M:

@@ -2,8 +2,9 @@
 
 1. ``submit`` writes the build and its first job in one transaction: *queued*.
 2. ``dispatch`` takes a free slot, writes the run, launches a builder under the run's name: *dispatching*, then *building*.
-3. ``report`` hears the builder: claim, logs, heartbeats, push grant and, at the end, the signed completion. The artifact
-   is checked in the registry and the next job written in one transaction: *promoting*, or *succeeded* without a service.
+3. ``report`` hears the builder while it works: claim, logs, heartbeats, push grant. ``complete`` takes its signed last
+   word: the image is checked in the registry, and artifact and next job are one transaction: *promoting*, or *succeeded*
+   without a service.
 4. ``app.services.promote`` brings the release up, gates it and switches over: *succeeded*.
 5. ``cleanup`` removes the builder's machine. ``cancel`` ends a build that nobody wants any more.
 6. ``sweep`` makes up for whatever time and crashes leave behind.
