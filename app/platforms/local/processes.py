@@ -33,7 +33,10 @@ from app.platforms.local.state import read_all, read_json, write_json
 
 START_SECONDS = 10.0
 KILL_SECONDS = 10.0
-_OUT_OF_MEMORY = re.compile(r"fatal error: runtime: (cannot allocate memory|out of memory)|^MemoryError$", re.MULTILINE)
+_OUT_OF_MEMORY = re.compile(
+    r"^fatal error: .*(out of memory|cannot allocate|cannot map pages|failed to (reserve|allocate))|^MemoryError$",
+    re.MULTILINE,
+)
 
 
 class Processes:
@@ -162,7 +165,8 @@ class Processes:
                 _, code = os.waitpid(record.pid, 0)  # it has ended: this does not wait
                 record.exit_code = os.waitstatus_to_exitcode(code)
         self._records.read_exit(record)
-        text = "\n".join(tail(self.log_path(record.name), 50))
+        # Go says it first and prints every goroutine after it.
+        text = "\n".join(tail(self.log_path(record.name), 1000))
         if record.exit_code and not record.stopped and _OUT_OF_MEMORY.search(text):
             record.out_of_memory = True
         record.ended = time.time()
