@@ -43,6 +43,7 @@ from app.platforms.base import (
     Transient,
     Unsupported,
 )
+from app.platforms.http import trust
 from app.secrets import KeysError, Sealed
 from app.services import retire
 from app.services.last_words import keep, last_words
@@ -253,7 +254,7 @@ async def _bring_up(context: Context, claimed: Claimed, platform: Platform, serv
     host = f"{claimed.service.host}.{context.settings.gateway_domain}"
     ref, pause, last = ref_of(context, claimed.release), 0.005, "it never listened"
     reason = Reason.NOT_LISTENING
-    async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False, verify=platform.traits.remote) as client:
+    async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False, verify=trust()) as client:
         while True:
             seen = await services.inspect(ref)
             if seen.phase in {Phase.FAILED, Phase.EXITED, Phase.GONE}:
