@@ -87,8 +87,11 @@ def is_away(error: BaseException | None) -> bool:
 
 
 @asynccontextmanager
-async def reading(sessions: Sessions) -> AsyncIterator[AsyncSession]:
-    """Open a session whose statements each stand alone: no BEGIN and no ROLLBACK to wait for. For reading only."""
+async def alone(sessions: Sessions) -> AsyncIterator[AsyncSession]:
+    """Open a session whose statements are each a transaction: no BEGIN and no ROLLBACK to wait for.
+
+    For reading, and for a write that is one statement; nothing of an outbox is written here.
+    """
     async with sessions() as session:
         await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
         yield session

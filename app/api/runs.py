@@ -10,7 +10,7 @@ from app.api.deps import Ctx, Db, Token, read_body
 from app.api.problems import from_validation, responses
 from app.api.schemas import Answer
 from app.builds import complete, report
-from app.db import reading
+from app.db import alone
 from app.models import Run
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"], responses=responses(403, 404, 409, 410))
@@ -78,7 +78,7 @@ async def get_run(run_id: str, token: Token, context: Ctx, session: Db) -> Run:
 
 async def get_run_apart(run_id: str, token: Token, context: Ctx) -> Run:
     """Do the same and leave no transaction open, for routes that go on to ask a registry."""
-    async with reading(context.sessions) as session:
+    async with alone(context.sessions) as session:
         return await report.authenticate(context, session, run_id, token)
 
 

@@ -16,7 +16,7 @@ from app import faults, store
 from app.builds import slots
 from app.builds.ending import ANOTHER_TRY, end_run, lock, requeue
 from app.context import Context
-from app.db import reading
+from app.db import alone
 from app.errors import conflict, invalid, unauthorized, unavailable
 from app.ids import new_id
 from app.images.errors import ImageInvalid, ImageNotFound, RegistryError
@@ -133,7 +133,7 @@ async def complete(context: Context, run_id: str, message_id: str, completion: C
     On success the image is checked in the registry first, outside any transaction; the artifact, both moves, the release
     and the next job are then one transaction. Raises 503 while the registry does not answer: the builder tries again.
     """
-    async with reading(context.sessions) as session:
+    async with alone(context.sessions) as session:
         pair = select(Build, Run).join(Run, Run.build_id == Build.id).where(Run.id == run_id)
         build, run = (await session.execute(pair)).one()
         if (answer := _known_answer(run, message_id)) is not None:

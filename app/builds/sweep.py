@@ -7,7 +7,7 @@ import structlog
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import outbox, queue, store
+from app import db, outbox, queue, store
 from app.builds import slots
 from app.context import Context
 from app.ids import parse_remote_name
@@ -192,7 +192,7 @@ async def _sweep_builders(context: Context, platform: Platform) -> None:
     ids = _row_ids(context, [i.ref.name for i in listing.items], "run")
     async with context.sessions() as session:
         rows = (await session.execute(select(Run).where(Run.id.in_(ids.values())))).scalars().all()
-        now = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+        now = await db.now(session)
     owned = {r.name for r in rows if not is_terminal(r.status)}
     known = {r.name: str(r.status) for r in rows if is_terminal(r.status)}
     # A builder without a row can't be a live service, and it may cost money: the installation's name is in its name.
@@ -214,7 +214,7 @@ async def _sweep_services(context: Context, platform: Platform) -> None:
     async with context.sessions() as session:
         svc = (await session.execute(select(Service).where(Service.id.in_(services.values())))).scalars().all()
         rel = (await session.execute(select(Release).where(Release.id.in_(releases.values())))).scalars().all()
-        now = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+        now = await db.now(session)
     gone = {s.id for s in svc if s.status == ServiceStatus.DELETED} | {r.id for r in rel if r.retired_at is not None}
     by_id = {row_id: name for name, row_id in (services | releases).items()}
     known = {by_id[i]: "a row says it is gone" for i in gone}

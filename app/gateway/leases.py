@@ -23,7 +23,7 @@ from typing import Any
 
 from sqlalchemy import Executable, Row, text
 
-from app.db import Sessions
+from app.db import Sessions, alone
 from app.platforms.base import Address
 
 #: A lease that was not renewed for so long belongs to a process that died.
@@ -73,9 +73,8 @@ async def one_row(
     sessions: Sessions, statement: Executable, values: Mapping[str, Any] | None = None
 ) -> Row[Any] | None:
     """Run one statement that is a transaction by itself, for its only row: begin and commit would triple its time."""
-    async with sessions() as session:
-        connection = await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
-        return (await connection.execute(statement, values)).one_or_none()
+    async with alone(sessions) as session:
+        return (await (await session.connection()).execute(statement, values)).one_or_none()
 
 
 @dataclass

@@ -445,16 +445,3 @@ async def _end(
     if build is not None and not is_terminal(build.status):
         await store.fail(session, build, reason, message)
     await next_pending(context, session, release.service_id)
-
-
-async def _next_pending(context: Context, session: AsyncSession, service_id: str) -> None:
-    newest = (
-        select(Release)
-        .where(Release.service_id == service_id, Release.status == ReleaseStatus.PENDING)
-        .order_by(Release.number.desc())
-        .limit(1)
-    )
-    waiting = (await session.execute(newest)).scalar_one_or_none()
-    if waiting is not None:
-        waiting.tries += 1  # a new attempt number, so that the job is not folded into an old one
-        nudge(context, session, waiting)

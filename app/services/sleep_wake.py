@@ -18,7 +18,7 @@ from sqlalchemy.sql import ColumnElement
 
 from app import faults, outbox, queue, store
 from app.context import Context
-from app.db import reading
+from app.db import alone
 from app.lifecycle import Reason, ServiceStatus
 from app.models import Release, Service
 from app.platforms.base import Address, PlatformError, StartFailed
@@ -73,7 +73,7 @@ async def _look(context: Context, service_id: str) -> tuple[Service, Release | N
     """Return the service, its live release, and for how many seconds it has been in its status."""
     age = func.extract("epoch", func.clock_timestamp() - Service.status_at)
     statement = select(Service, Release, age).outerjoin(Release, Release.id == Service.live_release_id)
-    async with reading(context.sessions) as session:
+    async with alone(context.sessions) as session:
         row = (await session.execute(statement.where(Service.id == service_id))).one_or_none()
     if row is None:
         raise WakeFailed("There is no such service.", reason="deleted", retry_after=60)
