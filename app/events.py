@@ -1,0 +1,70 @@
+"""Events in their one order, for whoever follows them: streams and webhooks.
+
+Ids are given out before a transaction commits, so a later id may be seen before an earlier one, and who remembers only an id
+loses events. So events are read in the order of (transaction, id), and only those of transactions that no open one precedes:
+what is before a position that was read is never added to. A transaction that stays open with writes in it holds back the
+events of all later ones, no longer than that.
+"""
+
+import re
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, String, and_, cast, func, literal, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.models import Event, Xid8
+
+_FORM = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
+LARGEST = 2**63 - 1
+
+
+class Position(NamedTuple):
+    """A place in the order; positions compare as the events do. Written ``<transaction>-<id>``."""
+
+    xid: int
+    id: int
+
+    def __str__(self) -> str:
+        return f"{self.xid}-{self.id}"
+
+
+START = Position(0, 0)
+"""Before every event."""
+
+
+def parse(text: str) -> Position:
+    """Read a position back; ValueError when it isn't one."""
+    match = _FORM.fullmatch(text)
+    if match is None or max(int(match[1]), int(match[2])) > LARGEST:
+        raise ValueError(f"{text[:64]!r} is not the id of an event")
+    return Position(int(match[1]), int(match[2]))
+
+
+def position(event: Event) -> Position:
+    """Return the place of an event."""
+    return Position(event.xid, event.id)
+
+
+def settled() -> ColumnElement[bool]:
+    """Return the condition that nothing can come before an event any more."""
+    return Event.xid < func.pg_snapshot_xmin(func.pg_current_snapshot())
+
+
+def later(than: Position) -> ColumnElement[bool]:
+    """Return the condition that an event comes after a position."""
+    return tuple_(Event.xid, Event.id) > tuple_(cast(literal(str(than.xid), String), Xid8), literal(than.id))
+
+
+async def read(session: AsyncSession, after: Position, limit: int, *where: ColumnElement[bool]) -> list[Event]:
+    """Return up to ``limit`` events after a position, in order; fewer means that there are no more for now.
+
+    ``where`` should name a project, a build or a service: each has its index in this order.
+    """
+    statement = select(Event).where(and_(settled(), later(after), *where)).order_by(Event.xid, Event.id).limit(limit)
+    return list((await session.execute(statement)).scalars())
+
+
+async def horizon(session: AsyncSession) -> Position:
+    """Return the position of this moment: all that can be read is before it, all that is yet to come is after it."""
+    xmin = select(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), String))
+    return Position(int((await session.execute(xmin)).scalar_one()), 0)
