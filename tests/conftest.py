@@ -13,7 +13,9 @@ from tests.support.databases import SharedServer, shared_server
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this run share, and no other run."""
+    """A folder that all processes of this run share, and no other run but one that a test of this one starts."""
+    if given := os.environ.get("TEST_RUN_FOLDER"):
+        return Path(given)
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -37,6 +39,32 @@ def empty_database_url(postgres: SharedServer) -> Iterator[str]:
     """A database with nothing in it."""
     with postgres.database(migrated=False) as url:
         yield url
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--live NAME``: the contract suite, and nothing else, on the real account that the environment names."""
+    parser.addoption("--live", metavar="PLATFORM", help="run the contract suite on a real account")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what a live run lacks before it begins."""
+    if live := config.getoption("live"):
+        from tests.platforms.cloud import missing
+
+        if lacks := missing(live):
+            raise pytest.UsageError(f"--live {live}: set {', '.join(lacks)}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what runs on the platform that a live run is about."""
+    if live := config.getoption("live"):
+        from tests.platforms.cloud import TEST_SECONDS
+
+        chosen = [i for i in items if isinstance(i, pytest.Function) and getattr(i.cls, "name", None) == live]
+        for item in chosen:
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
+        config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
+        items[:] = chosen
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

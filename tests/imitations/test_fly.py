@@ -15,6 +15,7 @@ from app.images.client import Registry
 from app.images.errors import RegistryError
 from app.imitations.fly import ORG, TOKEN, FlyImitation
 from app.imitations.server import serving
+from tests.platforms import cloud
 from tests.platforms import fly_support as support
 from tests.support.waiting import eventually
 
@@ -42,7 +43,7 @@ async def test_the_real_builder_program_runs(place: FlyImitation, http: httpx.As
         return JSONResponse({"title": "gone"}, 410)
 
     async with serving(Starlette(routes=[Route("/v1/runs/{run}/claim", claim, methods=["POST"])])) as url:
-        spec = support.builder_spec(env={"SLIPWAY_URL": url, "SLIPWAY_RUN_ID": "run_1"})
+        spec = cloud.builder_spec(env={"SLIPWAY_URL": url, "SLIPWAY_RUN_ID": "run_1"})
         env = {**spec.env, "SLIPWAY_RUN_DEADLINE": str(int(spec.deadline.timestamp()))}
         config = {"image": spec.image, "env": env, "auto_destroy": True, "restart": {"policy": "no"}}
         body = {"name": "b", "config": config}
@@ -55,14 +56,14 @@ async def test_the_real_builder_program_runs(place: FlyImitation, http: httpx.As
 
 
 async def test_a_name_is_unique_within_an_app(http: httpx.AsyncClient) -> None:
-    body = {"name": "b", "config": {"image": support.BUILDER_IMAGE, "env": {}}}
+    body = {"name": "b", "config": {"image": cloud.BUILDER_IMAGE, "env": {}}}
     assert (await http.post("/v1/apps/one/machines", json=body)).status_code == 200
     assert (await http.post("/v1/apps/one/machines", json=body)).status_code == 409
 
 
 @pytest.mark.parametrize("seconds", [0, 61])
 async def test_a_wait_has_bounds(place: FlyImitation, http: httpx.AsyncClient, seconds: int) -> None:
-    body = {"name": "b", "config": {"image": support.BUILDER_IMAGE, "env": {}}}
+    body = {"name": "b", "config": {"image": cloud.BUILDER_IMAGE, "env": {}}}
     machine = (await http.post("/v1/apps/one/machines", json=body)).json()["id"]
     wait = f"/v1/apps/one/machines/{machine}/wait?state=destroyed&timeout={seconds}"
     assert (await http.get(wait)).status_code == 400
@@ -70,7 +71,7 @@ async def test_a_wait_has_bounds(place: FlyImitation, http: httpx.AsyncClient, s
 
 @pytest.mark.parametrize("content", [b"", b"[]"])
 async def test_stop_wants_an_object(place: FlyImitation, http: httpx.AsyncClient, content: bytes) -> None:
-    body = {"name": "b", "config": {"image": support.BUILDER_IMAGE, "env": {}}}
+    body = {"name": "b", "config": {"image": cloud.BUILDER_IMAGE, "env": {}}}
     machine = (await http.post("/v1/apps/one/machines", json=body)).json()["id"]
     headers = {"Content-Type": "application/json"}
     stopped = await http.post(f"/v1/apps/one/machines/{machine}/stop", content=content, headers=headers)

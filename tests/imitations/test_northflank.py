@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from app.imitations.northflank import PROJECT, TOKEN, NorthflankImitation
 from app.imitations.server import serving
+from tests.platforms import cloud
 from tests.platforms import northflank_support as support
 from tests.support.waiting import eventually
 
@@ -34,7 +35,7 @@ async def http(place: NorthflankImitation) -> AsyncGenerator[httpx.AsyncClient, 
 
 
 def job(**changes: Any) -> dict[str, Any]:
-    external = {"imagePath": support.BUILDER_IMAGE}
+    external = {"imagePath": cloud.BUILDER_IMAGE}
     body = {"name": "one", "billing": {"deploymentPlan": "nf-compute-20"}, "deployment": {"external": external}}
     return {**body, **changes}
 
@@ -52,7 +53,7 @@ async def test_the_real_builder_program_runs(place: NorthflankImitation, http: h
         return JSONResponse({"title": "gone"}, 410)
 
     async with serving(Starlette(routes=[Route("/v1/runs/{run}/claim", claim, methods=["POST"])])) as url:
-        spec = support.builder_spec()
+        spec = cloud.builder_spec()
         env = {**spec.env, "SLIPWAY_URL": url, "SLIPWAY_RUN_ID": "run_1"}
         env |= {"SLIPWAY_RUN_DEADLINE": str(int(spec.deadline.timestamp()))}
         await http.put(f"{HERE}/jobs", json=job(runtimeEnvironment=env, settings={"backoffLimit": 0}))

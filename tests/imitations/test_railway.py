@@ -17,11 +17,12 @@ from app.imitations.railway import PATH, TOKEN, RailwayImitation
 from app.imitations.server import serving
 from app.platforms.base import Phase, Ref
 from app.platforms.railway import documents
+from tests.platforms import cloud
 from tests.platforms import railway_support as support
 from tests.support.waiting import eventually
 
 PROJECT, ENVIRONMENT = "project-services", "environment-services"
-SOURCE = {"image": support.BUILDER_IMAGE}
+SOURCE = {"image": cloud.BUILDER_IMAGE}
 
 
 @pytest.fixture
@@ -56,9 +57,9 @@ async def test_the_real_builder_program_runs(place: RailwayImitation) -> None:
     made = support.platform(place)
     assert made.platform.builders is not None
     async with serving(Starlette(routes=[Route("/v1/runs/{run}/claim", claim, methods=["POST"])])) as url:
-        spec = support.builder_spec(env={"SLIPWAY_URL": url, "SLIPWAY_RUN_ID": "run_1", "SLIPWAY_RUN_DEADLINE": "0"})
+        spec = cloud.builder_spec(env={"SLIPWAY_URL": url, "SLIPWAY_RUN_ID": "run_1", "SLIPWAY_RUN_DEADLINE": "0"})
         env = {**spec.env, "SLIPWAY_RUN_DEADLINE": str(int(spec.deadline.timestamp()))}
-        spec = support.builder_spec(env=env)
+        spec = cloud.builder_spec(env=env)
         ref = Ref(name=spec.name, handle=(await made.platform.builders.launch(spec)).handle)
         await eventually(lambda: place.deployments[0].stopped, 60)
     assert claims, place.deployments[0].lines

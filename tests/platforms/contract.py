@@ -7,6 +7,7 @@ of the installation ``INSTALLATION``. Where a platform can't do a thing by its t
 import asyncio
 import dataclasses
 import itertools
+import secrets
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -31,7 +32,10 @@ from app.platforms.base import (
 )
 from tests.support.waiting import eventually
 
-INSTALLATION = "a1b2c3"
+INSTALLATION = secrets.token_hex(3)
+"""Another one in each process: a real account may hold what an earlier run left."""
+given: list[str] = []
+"""All names that were made, for whoever has to clean up after them."""
 _numbers = itertools.count(1)
 
 
@@ -53,7 +57,8 @@ async def until(look: Callable[[], Awaitable[T]], seconds: float = 20.0) -> T:
 
 def name(kind: str) -> str:
     """Return a remote name nobody has had."""
-    return f"slp-{INSTALLATION}-{kind}-{next(_numbers):026d}"
+    given.append(f"slp-{INSTALLATION}-{kind}-{next(_numbers):026d}")
+    return given[-1]
 
 
 Restart = Callable[[], Awaitable[Platform]]
@@ -242,6 +247,8 @@ class ServicesContract:
 
     async def test_sleep_and_wake_give_another_instance(self, services: Services, service_spec: ServiceSpec) -> None:
         ref, before = await self.up(services, service_spec)
+        assert before.address is not None
+        boot = await self.get(before.address, "/boot")
         await services.sleep(ref)
         assert (await services.inspect(ref)).phase is Phase.ASLEEP
         await services.sleep(ref)
@@ -249,11 +256,11 @@ class ServicesContract:
             with pytest.raises(httpx.TransportError):
                 await self.ask(before)
         address = await services.wake(ref)
-        assert before.address is not None
         assert address.instance_id != before.address.instance_id
         seen = await services.inspect(ref)
         assert (seen.phase, seen.address) == (Phase.RUNNING, address)
         assert await self.ask(seen) == address.instance_id
+        assert await self.get(address, "/boot") != boot
         assert await services.wake(ref) == address
 
     async def test_many_wakes_at_once_are_one_start(self, services: Services, service_spec: ServiceSpec) -> None:

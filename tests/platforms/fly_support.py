@@ -1,8 +1,7 @@
 """A Fly imitation and our platform on it, with waits made short."""
 
 import contextlib
-import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +9,18 @@ from pydantic import SecretStr
 
 from app.imitations.fly import ORG, TOKEN, FlyImitation
 from app.platforms import fly
-from app.platforms.base import BuilderSpec, ImageRef, ServiceSpec, Size
+from app.platforms.base import Platform
 from app.platforms.budget import Unlimited
 from app.settings import FlySettings, Settings
-from tests.platforms.contract import name, soon
+from tests.platforms.cloud import BUILDER_IMAGE, PROGRAM, Naps
 from tests.support import contracts
-
-BUILDER_IMAGE = f"ghcr.io/acme/builder@sha256:{'b' * 64}"
-#: Stands in for the builder program: runs the Python that its orders hold.
-PROGRAM = (sys.executable, "-B", "-u", "-c", "import os; exec(os.environ['SCRIPT'])")
-STAYS = "print('hello', flush=True)\nimport time\ntime.sleep(600)"
-
-
-class Naps:
-    """Stands in for our platform's sleep: notes how long it was asked for, and waits a hundredth of it."""
-
-    def __init__(self) -> None:
-        self.asked: list[float] = []
-
-    async def __call__(self, seconds: float) -> None:
-        import asyncio
-
-        self.asked.append(seconds)
-        await asyncio.sleep(min(seconds, 1.0) / 100)
 
 
 @contextlib.asynccontextmanager
 async def imitation(folder: Path, **options: Any) -> AsyncGenerator[FlyImitation, None]:
     """Serve one; violations of the contract fail the test that made them."""
-    made = FlyImitation(
-        folder,
-        **{"builder": PROGRAM, "builder_image": BUILDER_IMAGE, "contracts": contracts.folder(), **options},
-    )
-    async with made:
+    values = {"builder": PROGRAM, "builder_image": BUILDER_IMAGE, "contracts": contracts.folder(), **options}
+    async with FlyImitation(folder, **values) as made:
         yield made
     contracts.settle(made)
 
@@ -60,33 +38,18 @@ def settings(place: FlyImitation, **changes: Any) -> Settings:
     return Settings(fly=FlySettings(**(values | changes)))
 
 
+def create(chosen: Settings, **options: Any) -> fly.FlyPlatform:
+    """Make our platform from settings, with short waits."""
+    values: dict[str, Any] = {"allowance": Unlimited(), "sleep": Naps(), "start_seconds": 1.5}
+    return fly.create(chosen, **(values | options))
+
+
 def platform(place: FlyImitation, naps: Naps | None = None, **options: Any) -> fly.FlyPlatform:
-    values: dict[str, Any] = {"allowance": Unlimited(), "sleep": naps or Naps(), "start_seconds": 1.5}
-    return fly.create(options.pop("settings", None) or settings(place), **(values | options))
+    return create(options.pop("settings", None) or settings(place), sleep=naps or Naps(), **options)
 
 
-def builder_spec(script: str = STAYS, env: Mapping[str, str] | None = None, **changes: Any) -> BuilderSpec:
-    values: dict[str, Any] = {
-        "name": name("run"),
-        "env": {"SCRIPT": script, "SLIPWAY_RUN_TOKEN": "slr.token", **(env or {})},
-        "image": BUILDER_IMAGE,
-        "size": Size(cpus=1, memory_mb=1024),
-        "deadline": soon(),
-        "metadata": {"build": "bld_1"},
-    }
-    return BuilderSpec(**(values | changes))
-
-
-def service_spec(image: ImageRef, **changes: Any) -> ServiceSpec:
-    values: dict[str, Any] = {
-        "service": name("svc"),
-        "release": name("rel"),
-        "image": image,
-        "port": 8080,
-        "health_path": "/",
-        "env": {},
-        "secrets": {},
-        "size": Size(cpus=1, memory_mb=256),
-        **changes,
-    }
-    return ServiceSpec(**values)
+@contextlib.asynccontextmanager
+async def opened(chosen: Settings) -> AsyncGenerator[Platform, None]:
+    made = create(chosen)
+    yield made.platform
+    await made.aclose()

@@ -28,6 +28,7 @@ from app.platforms.base import (
 from app.platforms.fly import places
 from app.platforms.fly.client import authorization, bare
 from tests.images.support import Place, registry
+from tests.platforms import cloud
 from tests.platforms import fly_support as support
 from tests.platforms.contract import INSTALLATION, name
 from tests.support import contracts
@@ -59,12 +60,12 @@ async def place(tmp_path: Path) -> AsyncGenerator[FlyImitation, None]:
 
 
 @pytest.fixture
-def naps() -> support.Naps:
-    return support.Naps()
+def naps() -> cloud.Naps:
+    return cloud.Naps()
 
 
 @pytest.fixture
-async def made(place: FlyImitation, naps: support.Naps) -> AsyncGenerator[fly.FlyPlatform, None]:
+async def made(place: FlyImitation, naps: cloud.Naps) -> AsyncGenerator[fly.FlyPlatform, None]:
     one = support.platform(place, naps)
     yield one
     await one.aclose()
@@ -100,7 +101,7 @@ async def image(source: Place) -> ImageRef:
 
 @pytest.fixture
 def spec(image: ImageRef) -> ServiceSpec:
-    return support.service_spec(image)
+    return cloud.service_spec(image)
 
 
 def machines(place: FlyImitation, name: str) -> int:
@@ -129,7 +130,7 @@ async def up(services: fly.FlyServices, spec: ServiceSpec) -> ServiceRef:
 @pytest.mark.parametrize("shape", [n for n in FlyImitation.misbehaviours if n.startswith("capacity")])
 async def test_no_room_moves_on_in_every_shape(place: FlyImitation, builders: fly.FlyBuilders, shape: str) -> None:
     place.misbehave(shape)
-    launched = await builders.launch(support.builder_spec())
+    launched = await builders.launch(cloud.builder_spec())
     # A full host is tried once more in its region, a full region is left.
     host = shape in {"capacity: volume", "capacity: host", "capacity: 412", "capacity: host off"}
     assert launched.region == ("iad" if host else "ord")
@@ -138,18 +139,18 @@ async def test_no_room_moves_on_in_every_shape(place: FlyImitation, builders: fl
 async def test_no_room_anywhere_is_told(place: FlyImitation, builders: fly.FlyBuilders) -> None:
     place.misbehave("capacity: host", times=4)
     with pytest.raises(NoCapacity, match="iad, ord"):
-        await builders.launch(support.builder_spec())
+        await builders.launch(cloud.builder_spec())
     assert place.count("create machine") == 4
 
 
 async def test_a_refused_pace_waits_or_is_told(place: FlyImitation, builders: fly.FlyBuilders) -> None:
     place.misbehave("429", "create machine")
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     await builders.launch(spec)
     assert machines(place, spec.name) == 1
     place.misbehave("429 later", "create machine")
     with pytest.raises(RateLimited) as caught:
-        await builders.launch(support.builder_spec())
+        await builders.launch(cloud.builder_spec())
     assert caught.value.retry_after == 600
 
 
@@ -157,12 +158,12 @@ async def test_a_refused_pace_waits_or_is_told(place: FlyImitation, builders: fl
 
 
 @pytest.mark.parametrize("trouble", ["cut after success", "timeout after success", "504 after success"])
-async def test_a_create_that_took_effect_is_found(place: FlyImitation, naps: support.Naps, trouble: str) -> None:
+async def test_a_create_that_took_effect_is_found(place: FlyImitation, naps: cloud.Naps, trouble: str) -> None:
     async with contextlib.aclosing(support.platform(place, naps, timeout=0.5)) as one:
         assert one.platform.builders
-        await one.platform.builders.launch(support.builder_spec())
+        await one.platform.builders.launch(cloud.builder_spec())
         place.misbehave(trouble, "create machine")
-        spec = support.builder_spec()
+        spec = cloud.builder_spec()
         launched = await one.platform.builders.launch(spec)
     assert machines(place, spec.name) == 1
     assert launched.handle.endswith(next(m.id for m in place.machines if m.name == spec.name))
@@ -171,12 +172,12 @@ async def test_a_create_that_took_effect_is_found(place: FlyImitation, naps: sup
 async def test_a_create_that_did_not_is_not_repeated_blindly(place: FlyImitation, builders: fly.FlyBuilders) -> None:
     place.misbehave("500", "create machine")
     with pytest.raises(Transient):
-        await builders.launch(support.builder_spec())
+        await builders.launch(cloud.builder_spec())
     assert place.count("create machine") == 1
 
 
 async def test_another_process_s_create_is_found_by_name(place: FlyImitation, builders: fly.FlyBuilders) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     first = await builders.launch(spec)
     new = places.NewMachine(
         app=first.handle.partition("/")[0], name=spec.name, body={"config": {"image": spec.image}}, regions=("iad",)
@@ -186,7 +187,7 @@ async def test_another_process_s_create_is_found_by_name(place: FlyImitation, bu
 
 
 async def test_a_builder_that_is_over_is_not_launched_again(place: FlyImitation, builders: fly.FlyBuilders) -> None:
-    spec = support.builder_spec("pass")
+    spec = cloud.builder_spec("pass")
     first = await builders.launch(spec)
     await eventually(lambda: not place.machines)
     assert (await builders.launch(spec)).handle == first.handle
@@ -196,7 +197,7 @@ async def test_a_builder_that_is_over_is_not_launched_again(place: FlyImitation,
 
 
 async def test_404_right_after_create_is_not_the_end(place: FlyImitation, builders: fly.FlyBuilders) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     launched = await builders.launch(spec)
     place.misbehave("404 after create")
     place.apps[launched.handle.partition("/")[0]].machines.clear()  # nor does the listing know it yet
@@ -205,7 +206,7 @@ async def test_404_right_after_create_is_not_the_end(place: FlyImitation, builde
 
 
 @pytest.mark.parametrize("trouble", ["app not visible", "app unauthorized"])
-async def test_a_fresh_app_may_be_unknown(place: FlyImitation, naps: support.Naps, trouble: str) -> None:
+async def test_a_fresh_app_may_be_unknown(place: FlyImitation, naps: cloud.Naps, trouble: str) -> None:
     async with contextlib.aclosing(support.platform(place, naps)) as one:
         place.misbehave("app not visible")  # the look before the create
         place.misbehave(trouble, times=3)
@@ -214,7 +215,7 @@ async def test_a_fresh_app_may_be_unknown(place: FlyImitation, naps: support.Nap
 
 
 async def test_an_image_just_pushed_may_be_unknown(
-    place: FlyImitation, services: fly.FlyServices, spec: ServiceSpec, naps: support.Naps
+    place: FlyImitation, services: fly.FlyServices, spec: ServiceSpec, naps: cloud.Naps
 ) -> None:
     place.misbehave("manifest unknown", times=3)
     await services.deploy(spec)
@@ -249,7 +250,7 @@ async def test_the_exit_is_seen_in_both_places(
 ) -> None:
     for quirk in quirks:
         place.misbehave(quirk)
-    spec = support.builder_spec("raise SystemExit(10)")
+    spec = cloud.builder_spec("raise SystemExit(10)")
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await eventually(lambda: not place.machines)
     seen = await builders.inspect(ref)
@@ -258,7 +259,7 @@ async def test_the_exit_is_seen_in_both_places(
 
 async def test_out_of_memory_is_told(place: FlyImitation, builders: fly.FlyBuilders) -> None:
     place.misbehave("oom")
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await eventually(lambda: not place.machines)
     seen = await builders.inspect(ref)
@@ -266,7 +267,7 @@ async def test_out_of_memory_is_told(place: FlyImitation, builders: fly.FlyBuild
 
 
 async def test_an_exit_code_that_is_left_out_is_0(place: FlyImitation, builders: fly.FlyBuilders) -> None:
-    spec = support.builder_spec("pass")
+    spec = cloud.builder_spec("pass")
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await eventually(lambda: not place.machines)
     seen = await builders.inspect(ref)
@@ -275,7 +276,7 @@ async def test_an_exit_code_that_is_left_out_is_0(place: FlyImitation, builders:
 
 async def test_a_builder_gone_without_a_trace_is_gone(place: FlyImitation, builders: fly.FlyBuilders) -> None:
     place.misbehave("lost exit event")
-    spec = support.builder_spec("pass")
+    spec = cloud.builder_spec("pass")
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await eventually(lambda: not place.machines)
     assert (await builders.inspect(ref)).phase is Phase.GONE
@@ -358,7 +359,7 @@ async def test_a_new_release_gets_no_traffic_before_it_is_activated(
 
 
 async def test_the_old_release_is_taken_out_only_after_the_new_one_is_known(
-    place: FlyImitation, services: fly.FlyServices, spec: ServiceSpec, naps: support.Naps
+    place: FlyImitation, services: fly.FlyServices, spec: ServiceSpec, naps: cloud.Naps
 ) -> None:
     await up(services, spec)
     naps.asked.clear()
@@ -386,7 +387,7 @@ async def test_an_app_s_name_that_somebody_else_has_gets_another(
 async def test_an_empty_page_in_the_middle_is_not_the_end(
     place: FlyImitation, builders: fly.FlyBuilders, services: fly.FlyServices, spec: ServiceSpec
 ) -> None:
-    one = support.builder_spec()
+    one = cloud.builder_spec()
     await builders.launch(one)
     place.misbehave("empty page")
     assert (await builders.inspect(Ref(name=one.name))).phase is not Phase.GONE
@@ -404,7 +405,7 @@ async def test_pages_are_followed(tmp_path: Path) -> None:
     ):
         assert one.platform.builders
         for _ in range(5):
-            await one.platform.builders.launch(support.builder_spec())
+            await one.platform.builders.launch(cloud.builder_spec())
         assert len((await one.platform.builders.list_ours(INSTALLATION)).items) == 5
 
 
@@ -439,7 +440,7 @@ async def test_a_bad_token_is_the_operator_s_fault(place: FlyImitation) -> None:
     async with contextlib.aclosing(support.platform(place, settings=settings)) as one:
         assert one.platform.builders
         with pytest.raises(Misconfigured) as caught:
-            await one.platform.builders.launch(support.builder_spec())
+            await one.platform.builders.launch(cloud.builder_spec())
     assert "fm2_wrong" not in repr(caught.value)
 
 
@@ -448,7 +449,7 @@ async def test_no_token_and_no_secret_reaches_a_builder(
 ) -> None:
     await services.deploy(dataclasses.replace(spec, secrets={"API_KEY": "hush"}))
     script = "import json, os; print(json.dumps(dict(os.environ)), flush=True); import time; time.sleep(600)"
-    one = support.builder_spec(script)
+    one = cloud.builder_spec(script)
     await builders.launch(one)
     machine = next(m for m in place.machines if m.name == one.name)
     await eventually(lambda: machine.lines)

@@ -28,6 +28,7 @@ from app.platforms.budget import Bucket
 from app.platforms.catalog import entries
 from app.settings import KoyebSettings, Settings
 from tests.builder.standin import RUN, TOKEN, ControlPlane, serving
+from tests.platforms import cloud
 from tests.platforms import koyeb_support as support
 from tests.platforms.contract import INSTALLATION, name, until
 from tests.support import contracts
@@ -42,7 +43,7 @@ async def imitation(tmp_path: Path) -> AsyncGenerator[KoyebImitation, None]:
 
 @contextlib.asynccontextmanager
 async def opened(imitation: KoyebImitation, **options: Any) -> AsyncGenerator[Builders, None]:
-    async with support.opened(imitation, **options) as platform:
+    async with support.opened(options.pop("settings", None) or support.settings(imitation), **options) as platform:
         assert platform.builders is not None
         yield platform.builders
 
@@ -82,7 +83,7 @@ async def running(builders: Builders, ref: Ref) -> Inspection:
 async def test_a_builder_is_a_worker_that_stays_and_removes_itself(
     imitation: KoyebImitation, builders: Builders
 ) -> None:
-    await builders.launch(support.builder_spec(deadline=datetime.now(UTC) + timedelta(seconds=1000)))
+    await builders.launch(cloud.builder_spec(deadline=datetime.now(UTC) + timedelta(seconds=1000)))
     body = created(imitation)
     definition = body["definition"]
     assert definition["type"] == "WORKER"
@@ -99,10 +100,10 @@ async def test_a_builder_is_a_worker_that_stays_and_removes_itself(
 
 async def test_a_life_time_is_within_what_the_account_allows(imitation: KoyebImitation, builders: Builders) -> None:
     far = datetime.now(UTC) + timedelta(seconds=LIFETIMES[1] - 100)
-    await builders.launch(support.builder_spec(deadline=far))
+    await builders.launch(cloud.builder_spec(deadline=far))
     assert created(imitation)["life_cycle"]["delete_after_create"] == LIFETIMES[1]
     with pytest.raises(Rejected, match="live 86400 s at most"):
-        await builders.launch(support.builder_spec(deadline=far + timedelta(seconds=1000)))
+        await builders.launch(cloud.builder_spec(deadline=far + timedelta(seconds=1000)))
 
 
 async def test_the_real_builder_claims_as_its_instance_and_holds_after_its_callback(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ async def test_the_real_builder_claims_as_its_instance_and_holds_after_its_callb
         ):
             orders = {"SLIPWAY_URL": plane.url, "SLIPWAY_RUN_ID": RUN, "SLIPWAY_RUN_TOKEN": TOKEN}
             orders |= {"SLIPWAY_RUN_DEADLINE": str(plane.deadline)}
-            spec = support.builder_spec(env=orders)
+            spec = cloud.builder_spec(env=orders)
             ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
 
             async def called_back() -> bool:
@@ -135,7 +136,7 @@ async def test_the_real_builder_claims_as_its_instance_and_holds_after_its_callb
 async def test_a_builder_that_ended_was_started_again_and_counts_as_failed(
     imitation: KoyebImitation, builders: Builders, code: int
 ) -> None:
-    spec = support.builder_spec(f"raise SystemExit({code})")
+    spec = cloud.builder_spec(f"raise SystemExit({code})")
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     seen = await settled(builders, ref)
     assert seen.phase is Phase.FAILED
@@ -146,7 +147,7 @@ async def test_a_builder_that_ended_was_started_again_and_counts_as_failed(
 async def test_a_launch_that_went_through_without_an_answer_is_found_by_its_name(
     imitation: KoyebImitation, builders: Builders, trap: str
 ) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     imitation.misbehave(trap, "create service")
     imitation.misbehave(trap, "create app")
     launched = await builders.launch(spec)
@@ -155,8 +156,8 @@ async def test_a_launch_that_went_through_without_an_answer_is_found_by_its_name
 
 
 async def test_a_name_that_only_begins_alike_is_another_s(imitation: KoyebImitation, builders: Builders) -> None:
-    first = support.builder_spec()
-    longer = support.builder_spec(name=f"{first.name}x")
+    first = cloud.builder_spec()
+    longer = cloud.builder_spec(name=f"{first.name}x")
     await builders.launch(longer)
     assert (await builders.inspect(Ref(name=first.name))).phase is Phase.GONE
     await builders.stop(Ref(name=first.name))
@@ -165,10 +166,10 @@ async def test_a_name_that_only_begins_alike_is_another_s(imitation: KoyebImitat
 
 async def test_a_used_up_quota_is_no_capacity_after_all_regions(imitation: KoyebImitation, builders: Builders) -> None:
     imitation.misbehave("quota")
-    assert (await builders.launch(support.builder_spec())).region == "was"
+    assert (await builders.launch(cloud.builder_spec())).region == "was"
     imitation.misbehave("quota", times=2)
     with pytest.raises(NoCapacity) as caught:
-        await builders.launch(support.builder_spec(regions=("fra", "par")))
+        await builders.launch(cloud.builder_spec(regions=("fra", "par")))
     assert caught.value.region == "par"
     assert len(imitation.services) == 1
 
@@ -182,7 +183,7 @@ async def test_a_refusal_says_whose_fault_it_is(
 ) -> None:
     imitation.misbehave(trap, "create service")
     with pytest.raises(error) as caught:
-        await builders.launch(support.builder_spec())
+        await builders.launch(cloud.builder_spec())
     assert type(caught.value) is error
     assert imitation.token not in str(caught.value)
     if isinstance(caught.value, RateLimited):
@@ -191,7 +192,7 @@ async def test_a_refusal_says_whose_fault_it_is(
 
 async def test_a_throttled_create_is_sent_again(imitation: KoyebImitation, builders: Builders) -> None:
     imitation.misbehave("429", "create service", times=2)
-    await builders.launch(support.builder_spec())
+    await builders.launch(cloud.builder_spec())
     assert imitation.count("create service") == 3
     assert len(imitation.services) == 1
 
@@ -200,7 +201,7 @@ async def test_a_wrong_token_is_the_operator_s_fault(imitation: KoyebImitation) 
     wrong = support.settings(imitation, token=SecretStr("wrong"))
     async with opened(imitation, settings=wrong) as builders:
         with pytest.raises(Misconfigured, match="authentication_error"):
-            await builders.launch(support.builder_spec())
+            await builders.launch(cloud.builder_spec())
 
 
 async def test_the_budget_is_fed_by_the_answers(imitation: KoyebImitation) -> None:
@@ -213,13 +214,13 @@ async def test_the_budget_is_fed_by_the_answers(imitation: KoyebImitation) -> No
 async def test_braces_that_koyeb_would_expand_are_refused_unsent(imitation: KoyebImitation, builders: Builders) -> None:
     for value in ("{{ secret.other }}", "x{{KOYEB_APP_ID}}"):
         with pytest.raises(Rejected, match="would expand"):
-            await builders.launch(support.builder_spec(env={"ANY": value}))
+            await builders.launch(cloud.builder_spec(env={"ANY": value}))
     assert imitation.count("create service") == 0
 
 
 async def test_a_builder_without_a_deployment_yet_is_starting(imitation: KoyebImitation, builders: Builders) -> None:
     imitation.host.released.clear()
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     imitation.misbehave("no latest yet", times=2)
     launched = await builders.launch(spec)
     assert (await builders.inspect(Ref(name=spec.name, handle=launched.handle))).phase is Phase.STARTING
@@ -228,7 +229,7 @@ async def test_a_builder_without_a_deployment_yet_is_starting(imitation: KoyebIm
 
 
 async def test_a_status_that_is_new_to_us_ends_nothing(imitation: KoyebImitation, builders: Builders) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await running(builders, ref)
     imitation.misbehave("new status")
@@ -238,7 +239,7 @@ async def test_a_status_that_is_new_to_us_ends_nothing(imitation: KoyebImitation
 
 
 async def test_a_sleeping_builder_is_a_failure(imitation: KoyebImitation, builders: Builders) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await running(builders, ref)
     await imitation.host.sleep(imitation.services[0].latest)
@@ -246,7 +247,7 @@ async def test_a_sleeping_builder_is_a_failure(imitation: KoyebImitation, builde
 
 
 async def test_a_record_of_a_deleted_builder_is_no_builder(imitation: KoyebImitation, builders: Builders) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await builders.stop(ref)
     imitation.misbehave("deleted record")
@@ -260,7 +261,7 @@ async def test_a_deletion_that_does_not_end_is_reported(imitation: KoyebImitatio
         naps.append(seconds)
 
     async with opened(imitation, poll_seconds=15, sleep=nap) as builders:
-        spec = support.builder_spec()
+        spec = cloud.builder_spec()
         ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
         imitation.misbehave("never deleted")
         with pytest.raises(Transient, match="still being deleted"):
@@ -272,7 +273,7 @@ async def test_a_deletion_that_does_not_end_is_reported(imitation: KoyebImitatio
 
 async def test_logs_reach_back_to_the_start(imitation: KoyebImitation, builders: Builders) -> None:
     """Without a start the platform tells of the last fifteen minutes only."""
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await running(builders, ref)
     service = imitation.services[0]
@@ -294,7 +295,7 @@ async def test_logs_reach_back_to_the_start(imitation: KoyebImitation, builders:
 
 
 async def test_logs_go_on_over_pages(imitation: KoyebImitation, builders: Builders) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     service = imitation.services[0]
     await running(builders, ref)
@@ -307,9 +308,9 @@ async def test_logs_go_on_over_pages(imitation: KoyebImitation, builders: Builde
 
 
 async def test_a_healthy_build_costs_few_requests(imitation: KoyebImitation, builders: Builders) -> None:
-    await builders.launch(support.builder_spec())  # the account's app and quotas are known from now on
+    await builders.launch(cloud.builder_spec())  # the account's app and quotas are known from now on
     before = len(imitation.requests)
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await builders.inspect(ref)
     await builders.stop(ref)
@@ -322,22 +323,22 @@ async def test_an_image_of_ours_that_is_private_is_pulled_with_the_operator_s_se
     imitation: KoyebImitation,
 ) -> None:
     async with opened(imitation, settings=support.settings(imitation, builder_registry_secret="acme-ghcr")) as builders:
-        await builders.launch(support.builder_spec())
+        await builders.launch(cloud.builder_spec())
     assert created(imitation)["definition"]["docker"]["image_registry_secret"] == "acme-ghcr"
 
 
 async def test_one_misspelt_field_is_caught(tmp_path: Path) -> None:
     place = KoyebImitation(
         tmp_path,
-        builder=support.PROGRAM,
-        builder_image=support.BUILDER_IMAGE,
+        builder=cloud.PROGRAM,
+        builder_image=cloud.BUILDER_IMAGE,
         contracts=contracts.folder(),
     )
     if not hasattr(place.contract, "_sides"):
         pytest.skip("the official contract is not at hand")
     async with place:
         async with opened(place) as builders:
-            await builders.launch(support.builder_spec())
+            await builders.launch(cloud.builder_spec())
         body = created(place)
         assert place.contract.violations == []
         async with support.client(place) as client:

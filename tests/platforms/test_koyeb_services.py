@@ -24,14 +24,9 @@ from app.platforms.base import (
     Size,
     Transient,
 )
+from tests.platforms import cloud
 from tests.platforms import koyeb_support as support
 from tests.platforms.contract import INSTALLATION, name, until
-from tests.support.agents import make_toolbox
-
-
-@pytest.fixture(scope="session")
-def stored(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> support.Stored:
-    return support.stored(tmp_path_factory.mktemp("registry"), make_toolbox(run_folder))
 
 
 @pytest.fixture
@@ -42,13 +37,13 @@ async def imitation(tmp_path: Path) -> AsyncGenerator[KoyebImitation, None]:
 
 @pytest.fixture
 async def services(imitation: KoyebImitation) -> AsyncGenerator[Services, None]:
-    async with support.opened(imitation) as platform:
+    async with support.opened(support.settings(imitation)) as platform:
         assert platform.services is not None
         yield platform.services
 
 
 @pytest.fixture
-async def image(stored: support.Stored) -> AsyncGenerator[ImageRef, None]:
+async def image(stored: cloud.Stored) -> AsyncGenerator[ImageRef, None]:
     async with stored.served() as one:
         yield one
 

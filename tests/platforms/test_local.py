@@ -8,15 +8,10 @@ import pytest
 from app.platforms.base import BuilderSpec, Platform, ServiceSpec
 from app.platforms.local import procfs
 from app.settings import Settings
-from tests.images.support import Place, registry
 from tests.local.support import Machine, builder_spec, service_spec
+from tests.platforms.cloud import Stored
 from tests.platforms.contract import BuildersContract, Restart, ServicesContract
-from tests.support.agents import Toolbox, layer_of, make_toolbox, push
-
-
-@pytest.fixture(scope="session")
-def toolbox(run_folder: Path) -> Toolbox:
-    return make_toolbox(run_folder)
+from tests.support.agents import Toolbox
 
 
 @pytest.fixture
@@ -60,10 +55,6 @@ class TestBuilders(BuildersContract):
 
 class TestServices(ServicesContract):
     @pytest.fixture
-    async def place(self, tmp_path: Path) -> AsyncGenerator[Place, None]:
-        async with registry(tmp_path / "registry") as served:
-            yield served
-
-    @pytest.fixture
-    async def service_spec(self, place: Place, toolbox: Toolbox) -> ServiceSpec:
-        return service_spec(await push(place, layer_of({"app/agent": toolbox.agent.read_bytes()})))
+    async def service_spec(self, stored: Stored) -> AsyncGenerator[ServiceSpec, None]:
+        async with stored.served() as image:
+            yield service_spec(image)

@@ -23,9 +23,10 @@ from app.platforms.base import (
 )
 from app.platforms.budget import Bucket
 from app.platforms.northflank import names
+from tests.platforms import cloud
 from tests.platforms import northflank_support as support
+from tests.platforms.cloud import PROGRAM, Naps
 from tests.platforms.contract import INSTALLATION, name, soon, until
-from tests.platforms.fly_support import PROGRAM, Naps
 from tests.support import contracts
 
 SUCCEEDS = "print('done', flush=True)"
@@ -68,14 +69,14 @@ async def test_a_run_whose_start_was_not_answered_is_adopted(
     place: NorthflankImitation, builders: Builders, fault: str
 ) -> None:
     place.misbehave(fault, "start run")
-    launched = await builders.launch(support.builder_spec())
+    launched = await builders.launch(cloud.builder_spec())
     assert [run.id for run in place.started] == [launched.handle]
 
 
 async def test_a_run_that_was_not_started_is_started_by_the_next_launch(
     place: NorthflankImitation, builders: Builders
 ) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     place.misbehave("503 text", "start run")
     with pytest.raises(Transient):
         await builders.launch(spec)
@@ -85,12 +86,12 @@ async def test_a_run_that_was_not_started_is_started_by_the_next_launch(
 
 async def test_a_job_is_put_again_after_an_unknown_outcome(place: NorthflankImitation, builders: Builders) -> None:
     place.misbehave("504 after success", "put job")
-    await builders.launch(support.builder_spec())
+    await builders.launch(cloud.builder_spec())
     assert (place.count("put job"), len(place.jobs), len(place.started)) == (2, 1, 1)
 
 
 async def test_a_run_that_is_not_visible_yet_is_not_lost(place: NorthflankImitation, builders: Builders) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     launched = await builders.launch(spec)
     place.misbehave("run not visible")
     assert (await builders.inspect(Ref(name=spec.name, handle=launched.handle))).phase is Phase.RUNNING
@@ -100,14 +101,14 @@ async def test_a_run_that_is_not_visible_yet_is_not_lost(place: NorthflankImitat
 
 
 async def test_a_failed_builder_is_not_run_again(place: NorthflankImitation, builders: Builders) -> None:
-    spec = support.builder_spec("raise SystemExit(20)")
+    spec = cloud.builder_spec("raise SystemExit(20)")
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     seen = await over(builders, ref)
     assert (seen.phase, seen.exit_code, place.started[0].attempts) == (Phase.FAILED, None, 1)
 
 
 async def test_a_hanging_builder_is_ended_without_us(place: NorthflankImitation, builders: Builders) -> None:
-    spec = support.builder_spec(deadline=soon(0.2))
+    spec = cloud.builder_spec(deadline=soon(0.2))
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     assert (await over(builders, ref)).phase is Phase.FAILED
     assert not place.host.live or await until(lambda: _none_left(place))
@@ -118,7 +119,7 @@ async def _none_left(place: NorthflankImitation) -> bool:
 
 
 async def test_success_is_read_from_the_status_and_not_from_counters(builders: Builders) -> None:
-    spec = support.builder_spec(SUCCEEDS)
+    spec = cloud.builder_spec(SUCCEEDS)
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     assert (await over(builders, ref)).phase is Phase.EXITED
 
@@ -126,7 +127,7 @@ async def test_success_is_read_from_the_status_and_not_from_counters(builders: B
 async def test_the_job_has_disk_for_a_compiler_and_no_secret_of_ours(
     place: NorthflankImitation, builders: Builders
 ) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     launched = await builders.launch(spec)
     body = next(iter(place.jobs.values())).body
     assert body["deployment"]["storage"] == {"ephemeralStorage": {"storageSize": 8192}}
@@ -139,11 +140,11 @@ async def test_the_operator_s_credential_pulls_a_private_builder_image(place: No
     made = support.platform(place, changes={"builder_credentials": "acme-ghcr", "builders_project": "agents"})
     try:
         assert made.platform.builders is not None
-        await made.platform.builders.launch(support.builder_spec())
+        await made.platform.builders.launch(cloud.builder_spec())
     finally:
         await made.aclose()
     external = next(iter(place.jobs.values())).body["deployment"]["external"]
-    assert external == {"imagePath": support.BUILDER_IMAGE, "credentials": "acme-ghcr"}
+    assert external == {"imagePath": cloud.BUILDER_IMAGE, "credentials": "acme-ghcr"}
 
 
 @pytest.mark.parametrize(
@@ -153,13 +154,13 @@ async def test_an_image_that_northflank_could_not_name_is_refused_here(
     place: NorthflankImitation, builders: Builders, image: str | None
 ) -> None:
     with pytest.raises(Misconfigured):
-        await builders.launch(dataclasses.replace(support.builder_spec(), image=image))
+        await builders.launch(dataclasses.replace(cloud.builder_spec(), image=image))
     assert place.requests == []
 
 
 async def test_a_size_beyond_all_plans_is_unsupported(builders: Builders) -> None:
     with pytest.raises(Unsupported, match="largest"):
-        await builders.launch(dataclasses.replace(support.builder_spec(), size=Size(cpus=64, memory_mb=1024)))
+        await builders.launch(dataclasses.replace(cloud.builder_spec(), size=Size(cpus=64, memory_mb=1024)))
 
 
 # --------------------------------------------------------------------------------------------------- errors
@@ -168,7 +169,7 @@ async def test_a_size_beyond_all_plans_is_unsupported(builders: Builders) -> Non
 async def test_a_wrong_token_and_a_lacking_permission_are_told_apart(
     place: NorthflankImitation, builders: Builders
 ) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     await builders.launch(spec)
     place.misbehave("logs forbidden")
     with pytest.raises(Misconfigured, match="View Observability"):
@@ -181,7 +182,7 @@ async def test_a_wrong_token_and_a_lacking_permission_are_told_apart(
 async def test_unpaid_bills_are_the_operator_s(place: NorthflankImitation, builders: Builders) -> None:
     place.misbehave("billing")
     with pytest.raises(Misconfigured, match="billing"):
-        await builders.launch(support.builder_spec())
+        await builders.launch(cloud.builder_spec())
 
 
 async def test_an_unknown_project_is_the_operator_s(place: NorthflankImitation) -> None:
@@ -189,7 +190,7 @@ async def test_an_unknown_project_is_the_operator_s(place: NorthflankImitation) 
     try:
         assert made.platform.builders is not None
         with pytest.raises(Misconfigured, match="no project elsewhere"):
-            await made.platform.builders.launch(support.builder_spec())
+            await made.platform.builders.launch(cloud.builder_spec())
     finally:
         await made.aclose()
 
@@ -199,7 +200,7 @@ async def test_no_secret_is_in_an_error(place: NorthflankImitation) -> None:
     try:
         assert made.platform.builders is not None
         with pytest.raises(Misconfigured) as caught:
-            await made.platform.builders.launch(support.builder_spec())
+            await made.platform.builders.launch(cloud.builder_spec())
     finally:
         await made.aclose()
     assert "nf-wrong" not in f"{caught.value} {caught.value!r}"
@@ -211,12 +212,12 @@ async def test_a_throttled_request_waits_for_the_window_s_end(place: NorthflankI
     try:
         assert made.platform.builders is not None
         place.misbehave("429", "put job")
-        await made.platform.builders.launch(support.builder_spec())
+        await made.platform.builders.launch(cloud.builder_spec())
         assert len(naps.asked) == 1
         assert naps.asked[0] <= 1
         place.misbehave("429 later", "put job")
         with pytest.raises(RateLimited) as caught:
-            await made.platform.builders.launch(support.builder_spec())
+            await made.platform.builders.launch(cloud.builder_spec())
         assert caught.value.retry_after is not None
         assert 1800 <= caught.value.retry_after <= 1801
     finally:
@@ -229,7 +230,7 @@ async def test_a_throttled_request_waits_for_the_window_s_end(place: NorthflankI
 async def test_a_builder_at_work_is_looked_at_once_a_minute(place: NorthflankImitation) -> None:
     now = [0.0]
     made = support.platform(place, builders={"poll_seconds": 60.0, "clock": lambda: now[0]})
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     try:
         builders = made.platform.builders
         assert builders is not None
@@ -251,7 +252,7 @@ async def test_a_sweep_each_half_minute_lists_six_times_an_hour(place: Northflan
         builders, services = made.platform.builders, made.platform.services
         assert builders is not None
         assert services is not None
-        await builders.launch(support.builder_spec())
+        await builders.launch(cloud.builder_spec())
         place.misbehave("unauthorized", "list jobs")
         with pytest.raises(Misconfigured):
             await builders.list_ours(INSTALLATION)
@@ -269,7 +270,7 @@ async def test_a_healthy_build_takes_five_requests(
     place: NorthflankImitation, made: northflank.NorthflankPlatform, builders: Builders
 ) -> None:
     """So a hundred at once, of any length, take half of an hour's thousand."""
-    spec = support.builder_spec(SUCCEEDS)
+    spec = cloud.builder_spec(SUCCEEDS)
     launched = await builders.launch(spec)
     await builders.stop(Ref(name=spec.name, handle=launched.handle))
     expected = {"put job": 1, "list runs": 1, "start run": 1, "abort run": 1, "delete job": 1}
@@ -281,7 +282,7 @@ async def test_a_healthy_build_takes_five_requests(
 async def test_the_last_requests_of_an_hour_are_for_stopping(place: NorthflankImitation) -> None:
     account = Bucket(platform="northflank", limit=20, window=3600, max_wait=0)
     made = support.platform(place, allowance=account)
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     try:
         builders = made.platform.builders
         assert builders is not None
@@ -329,7 +330,7 @@ async def test_all_pages_are_listed_and_a_lost_cursor_is_said(tmp_path: Path) ->
         try:
             builders = made.platform.builders
             assert builders is not None
-            specs = [support.builder_spec(SUCCEEDS) for _ in range(5)]
+            specs = [cloud.builder_spec(SUCCEEDS) for _ in range(5)]
             for spec in specs:
                 await builders.launch(spec)
             listing = await builders.list_ours(INSTALLATION)
@@ -344,7 +345,7 @@ async def test_all_pages_are_listed_and_a_lost_cursor_is_said(tmp_path: Path) ->
 async def test_stopping_what_is_over_or_has_no_handle_removes_it(
     place: NorthflankImitation, builders: Builders
 ) -> None:
-    ended, running = support.builder_spec(SUCCEEDS), support.builder_spec()
+    ended, running = cloud.builder_spec(SUCCEEDS), cloud.builder_spec()
     ref = Ref(name=ended.name, handle=(await builders.launch(ended)).handle)
     await over(builders, ref)
     await builders.stop(ref)
@@ -357,7 +358,7 @@ async def test_stopping_what_is_over_or_has_no_handle_removes_it(
 async def test_logs_are_found_in_every_envelope(
     place: NorthflankImitation, builders: Builders, envelope: str | None
 ) -> None:
-    spec = support.builder_spec("print('one')\nprint('two')")
+    spec = cloud.builder_spec("print('one')\nprint('two')")
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await over(builders, ref)
     if envelope:
@@ -370,7 +371,7 @@ async def test_a_team_s_token_has_paths_of_its_own(place: NorthflankImitation) -
     made = support.platform(place, changes={"team": "acme"})
     try:
         assert made.platform.builders is not None
-        await made.platform.builders.launch(support.builder_spec(SUCCEEDS))
+        await made.platform.builders.launch(cloud.builder_spec(SUCCEEDS))
     finally:
         await made.aclose()
     assert {request.path.split("/projects")[0] for request in place.requests} == {"/v1/teams/acme"}
@@ -383,13 +384,13 @@ async def test_one_misspelt_field_is_caught(tmp_path: Path) -> None:
     if contracts.folder() is None:
         pytest.skip("no official contracts at hand")
     place = NorthflankImitation(
-        tmp_path, builder=PROGRAM, builder_image=support.BUILDER_IMAGE, contracts=contracts.folder()
+        tmp_path, builder=PROGRAM, builder_image=cloud.BUILDER_IMAGE, contracts=contracts.folder()
     )
     async with place:
         made = support.platform(place)
         try:
             body = {"name": name("run"), "billing": {"deploymentPlan": "nf-compute-20"}}
-            external = {"imagePath": support.BUILDER_IMAGE}
+            external = {"imagePath": cloud.BUILDER_IMAGE}
             deployment = {"external": external, "storage": {"ephemeralStorage": {"storagesize": 8192}}}
             await made.clients[0].put_job({**body, "deployment": deployment, "settings": {"backoffLimit": 0}})
         finally:

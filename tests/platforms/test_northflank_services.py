@@ -26,6 +26,7 @@ from app.platforms.base import (
 from app.platforms.northflank import names
 from tests.gateway.support import Sleeper, connected, gateway
 from tests.images.support import Place, registry
+from tests.platforms import cloud
 from tests.platforms import northflank_support as support
 from tests.platforms.contract import INSTALLATION, name, until
 from tests.support.agents import layer_of, push
@@ -82,7 +83,7 @@ def services(made: northflank.NorthflankPlatform) -> Services:
 
 @pytest.fixture
 async def spec(images: Place) -> ServiceSpec:
-    return support.service_spec(await push(images, layer_of({"app/agent": PROGRAM})))
+    return cloud.service_spec(await push(images, layer_of({"app/agent": PROGRAM})))
 
 
 async def up(services: Services, spec: ServiceSpec) -> Inspection:
@@ -99,7 +100,7 @@ async def up(services: Services, spec: ServiceSpec) -> Inspection:
 
 async def variable(seen: Inspection, wanted: str) -> str:
     assert seen.address is not None
-    return await support.get(seen.address, f"/?name={wanted}")
+    return await cloud.get(seen.address, f"/?name={wanted}")
 
 
 # --------------------------------------------------------------------------------------------------- rollouts
@@ -132,7 +133,7 @@ async def test_a_slow_start_is_starting_and_waking_waits_for_it(
     await until(lambda: _held(place))
     assert (await services.inspect(ref)).phase is Phase.STARTING
     place.host.released.set()
-    await support.get(await waking, "/")
+    await cloud.get(await waking, "/")
 
 
 async def _held(place: NorthflankImitation) -> bool:
@@ -155,7 +156,7 @@ async def test_waking_returns_only_once_the_edge_passes_requests(
         next(iter(place.services.values())).containers[-1].created -= 5
         place.misbehave("edge lags", times=40)
         place.host.released.set()
-        await support.get(await waking, "/")
+        await cloud.get(await waking, "/")
     finally:
         await patient.aclose()
 
@@ -219,7 +220,7 @@ async def test_sleeping_waits_until_the_pause_is_done(
     assert (await services.inspect(ref)).phase is Phase.ASLEEP
     assert before.address is not None
     with pytest.raises(httpx.ConnectError):
-        await support.get(before.address, "/")
+        await cloud.get(before.address, "/")
     await services.wake(ref)
     assert place.count("resume") == 1
 
@@ -232,7 +233,7 @@ async def test_a_resume_that_a_pause_swallowed_is_sent_again(
     nf_id = names.service_id(spec.service, spec.release)
     await made.clients[0].pause(nf_id)
     await made.clients[0].resume(nf_id)
-    await support.get(await services.wake(support.ref_of(spec)), "/")
+    await cloud.get(await services.wake(support.ref_of(spec)), "/")
     assert place.count("resume") == 2
 
 

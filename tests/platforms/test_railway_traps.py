@@ -36,6 +36,7 @@ from app.platforms.railway import services as services_module
 from app.platforms.railway.client import Deployment, Instance, PlanLimit, RailwayApi, ServiceInstance
 from app.platforms.railway.objects import Objects, long_name, short_name
 from tests.images.support import Place, registry
+from tests.platforms import cloud
 from tests.platforms import railway_support as support
 from tests.platforms.contract import INSTALLATION, name, until
 from tests.support import contracts
@@ -68,12 +69,12 @@ async def imitation(tmp_path: Path) -> AsyncGenerator[RailwayImitation, None]:
 
 
 @pytest.fixture
-def naps() -> support.Naps:
-    return support.Naps()
+def naps() -> cloud.Naps:
+    return cloud.Naps()
 
 
 @pytest.fixture
-async def made(imitation: RailwayImitation, naps: support.Naps) -> AsyncGenerator[railway.RailwayPlatform, None]:
+async def made(imitation: RailwayImitation, naps: cloud.Naps) -> AsyncGenerator[railway.RailwayPlatform, None]:
     one = support.platform(imitation, naps)
     yield one
     await one.aclose()
@@ -102,7 +103,7 @@ async def image(place: Place) -> ImageRef:
 
 @pytest.fixture
 def spec(image: ImageRef) -> ServiceSpec:
-    return support.service_spec(image)
+    return cloud.service_spec(image)
 
 
 def next_release(spec: ServiceSpec, **changes: Any) -> ServiceSpec:
@@ -147,7 +148,7 @@ def sent(imitation: RailwayImitation, operation: str) -> list[dict[str, Any]]:
 
 
 async def test_each_url_has_a_query_string(imitation: RailwayImitation, builders: Any) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     await builders.launch(spec)
     await builders.stop(Ref(name=spec.name))
     assert imitation.requests
@@ -183,7 +184,7 @@ async def test_refusals_are_told_apart_by_their_words(
 async def test_a_throttle_inside_a_200_is_waited_out_by_the_caller(imitation: RailwayImitation, builders: Any) -> None:
     imitation.misbehave("throttle in 200")
     with pytest.raises(RateLimited) as caught:
-        await builders.launch(support.builder_spec())
+        await builders.launch(cloud.builder_spec())
     assert (caught.value.retry_after or 0) >= 35
     assert (imitation.count("serviceCreate"), imitation.services) == (1, {})
 
@@ -196,7 +197,7 @@ async def test_a_429_is_tried_again(imitation: RailwayImitation, builders: Any) 
 
 async def test_the_reset_header_is_a_time_of_day_and_no_number_of_seconds(imitation: RailwayImitation) -> None:
     imitation.misbehave("429", "project", headers={"retry-after": "0", "x-ratelimit-reset": "1795400000"})
-    made = railway.create(support.settings(imitation), sleep=support.Naps())
+    made = railway.create(support.settings(imitation), sleep=cloud.Naps())
     assert made.platform.builders is not None
     with pytest.raises(RateLimited):
         await made.platform.builders.list_ours(INSTALLATION)
@@ -217,14 +218,14 @@ async def test_an_account_without_requests_left_still_deletes(imitation: Railway
     budget = Bucket(platform="railway", limit=100, window=1e9, reset="")
     made = support.platform(imitation, budget=budget)
     assert made.platform.builders is not None
-    spec = support.builder_spec("pass")
+    spec = cloud.builder_spec("pass")
     await made.platform.builders.launch(spec)
     budget._tokens = 30
     with pytest.raises(RateLimited):
         await made.platform.builders.list_ours(INSTALLATION)
     budget._tokens = 15
     with pytest.raises(RateLimited):
-        await made.platform.builders.launch(support.builder_spec())
+        await made.platform.builders.launch(cloud.builder_spec())
     await made.platform.builders.stop(Ref(name=spec.name))
     await made.aclose()
     assert imitation.services == {}
@@ -238,7 +239,7 @@ async def test_the_timeout_is_as_long_as_railway_s_own_client_s(made: railway.Ra
 
 
 async def test_names_fit_into_thirty_two_characters(imitation: RailwayImitation, builders: Any) -> None:
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     await builders.launch(spec)
     [service] = imitation.services.values()
     assert len(service.name) == 32
@@ -263,7 +264,7 @@ async def test_a_service_whose_creation_was_lost_is_found_again(
     imitation: RailwayImitation, builders: Any, trouble: str
 ) -> None:
     imitation.misbehave(trouble, "serviceCreate", after=True)
-    await builders.launch(support.builder_spec())
+    await builders.launch(cloud.builder_spec())
     assert (len(imitation.services), len(imitation.deployments)) == (1, 1)
 
 
@@ -293,7 +294,7 @@ async def test_a_deploy_that_came_to_nothing_is_not_taken_for_the_last_one(
 
 async def test_a_launch_that_was_cut_short_goes_on_with_its_service(imitation: RailwayImitation, builders: Any) -> None:
     imitation.misbehave("bad input", "serviceInstanceUpdate")
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     with pytest.raises(Rejected):
         await builders.launch(spec)
     assert (await builders.list_ours(INSTALLATION)).items[0].ref.name == spec.name
@@ -302,7 +303,7 @@ async def test_a_launch_that_was_cut_short_goes_on_with_its_service(imitation: R
 
 
 async def test_what_was_just_created_may_not_be_found_for_a_while(
-    imitation: RailwayImitation, services: Any, spec: ServiceSpec, naps: support.Naps
+    imitation: RailwayImitation, services: Any, spec: ServiceSpec, naps: cloud.Naps
 ) -> None:
     imitation.misbehave("not found yet", "serviceInstance", times=2)
     imitation.misbehave("not found yet", "variableCollectionUpsert", times=3)
@@ -312,9 +313,9 @@ async def test_what_was_just_created_may_not_be_found_for_a_while(
 
 async def test_limits_that_the_plan_refuses_are_told_not_fatal(imitation: RailwayImitation, builders: Any) -> None:
     imitation.misbehave("plan")
-    launched = await builders.launch(support.builder_spec(size=Size(cpus=2, memory_mb=2048)))
+    launched = await builders.launch(cloud.builder_spec(size=Size(cpus=2, memory_mb=2048)))
     assert launched.effective == Size(cpus=32, memory_mb=32 * 1024)
-    again = await builders.launch(support.builder_spec(size=Size(cpus=2, memory_mb=2048)))
+    again = await builders.launch(cloud.builder_spec(size=Size(cpus=2, memory_mb=2048)))
     assert again.effective == Size(cpus=2, memory_mb=2048)
     assert sent(imitation, "serviceInstanceLimitsUpdate")[1]["input"]["memoryGB"] == 2
 
@@ -322,7 +323,7 @@ async def test_limits_that_the_plan_refuses_are_told_not_fatal(imitation: Railwa
 async def test_a_refusal_of_the_plan_names_the_operator(imitation: RailwayImitation, builders: Any) -> None:
     imitation.misbehave("plan", "serviceInstanceDeployV2")
     with pytest.raises(PlanLimit, match="upgrade"):
-        await builders.launch(support.builder_spec())
+        await builders.launch(cloud.builder_spec())
 
 
 async def test_a_private_image_is_refused_before_anything_is_made_on_a_plan_without(
@@ -350,14 +351,14 @@ async def test_values_that_railway_would_expand_are_refused_unsent(
 ) -> None:
     other = await up(services, dataclasses.replace(spec, secrets={"KEY": "hush"}))
     theirs = f"${{{{{short_name(other.service)}.KEY}}}}"
-    thief = support.service_spec(spec.image, env={"A": f"x{theirs}"})
+    thief = cloud.service_spec(spec.image, env={"A": f"x{theirs}"})
     before = len(imitation.requests)
     with pytest.raises(Rejected, match="the value of A"):
         await services.deploy(thief)
     with pytest.raises(Rejected):
         await services.deploy(dataclasses.replace(thief, env={}, secrets={"A": theirs}))
     with pytest.raises(Rejected):
-        await builders.launch(support.builder_spec(env={"A": theirs}))
+        await builders.launch(cloud.builder_spec(env={"A": theirs}))
     assert len(imitation.requests) == before
 
 
@@ -365,7 +366,7 @@ async def test_secrets_are_variables_of_their_own_service_alone_and_go_with_the_
     imitation: RailwayImitation, services: Any, spec: ServiceSpec
 ) -> None:
     ref = await up(services, dataclasses.replace(spec, secrets={"KEY": "hush"}))
-    await up(services, support.service_spec(spec.image))
+    await up(services, cloud.service_spec(spec.image))
     holders = [r.operation for r in imitation.requests if b"hush" in r.body]
     assert holders == ["variableCollectionUpsert"]
     assert [("KEY" in s.variables) for s in imitation.services.values()] == [True, False]
@@ -386,7 +387,7 @@ async def test_a_release_does_not_inherit_what_the_last_one_had(services: Any, s
 
 
 async def test_a_builder_that_fails_is_not_started_again(imitation: RailwayImitation, builders: Any) -> None:
-    spec = support.builder_spec("print('so bad'); raise SystemExit(20)")
+    spec = cloud.builder_spec("print('so bad'); raise SystemExit(20)")
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     seen = await reaches(builders, ref, Phase.FAILED)
     assert "so bad" in (seen.message or "")
@@ -397,7 +398,7 @@ async def test_a_builder_that_fails_is_not_started_again(imitation: RailwayImita
 async def test_a_builder_that_is_done_has_exited_though_railway_says_success(
     imitation: RailwayImitation, builders: Any
 ) -> None:
-    spec = support.builder_spec("print('done')")
+    spec = cloud.builder_spec("print('done')")
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await reaches(builders, ref, Phase.EXITED)
     assert imitation.deployments[0].status == "SUCCESS"
@@ -408,7 +409,7 @@ async def test_what_waits_for_a_person_or_was_skipped_is_told(
     imitation: RailwayImitation, builders: Any, status: str
 ) -> None:
     imitation.misbehave(status)
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     seen = await builders.inspect(ref)
     assert (seen.phase, status in seen.message) == (Phase.FAILED, True)
@@ -419,7 +420,7 @@ async def test_a_queued_builder_is_canceled_and_a_running_one_stopped(
     imitation: RailwayImitation, builders: Any
 ) -> None:
     imitation.host.released.clear()
-    spec = support.builder_spec()
+    spec = cloud.builder_spec()
     await builders.launch(spec)
     await builders.stop(Ref(name=spec.name))
     assert (imitation.count("deploymentCancel"), imitation.count("deploymentStop")) == (1, 0)
@@ -434,7 +435,7 @@ async def test_a_queued_builder_is_canceled_and_a_running_one_stopped(
 async def test_a_deployment_that_ends_just_before_its_stop_is_over(
     imitation: RailwayImitation, made: railway.RailwayPlatform, builders: Any
 ) -> None:
-    spec = support.builder_spec("print('done')")
+    spec = cloud.builder_spec("print('done')")
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await reaches(builders, ref, Phase.EXITED)
     objects, [deployment] = builders._objects, imitation.deployments
@@ -479,7 +480,7 @@ def test_every_status_has_its_phase(status: str) -> None:
 
 
 async def test_a_builder_costs_few_requests(made: railway.RailwayPlatform, builders: Any) -> None:
-    spec = support.builder_spec("print('done')")
+    spec = cloud.builder_spec("print('done')")
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await reaches(builders, ref, Phase.EXITED)
     made.api.requests.clear()
@@ -487,18 +488,18 @@ async def test_a_builder_costs_few_requests(made: railway.RailwayPlatform, build
     stopping = made.api.requests.total()
     assert stopping == 3
     made.api.requests.clear()
-    await builders.launch(support.builder_spec())
+    await builders.launch(cloud.builder_spec())
     assert made.api.requests.total() + stopping <= 12
 
 
 # ------------------------------------------------------------------------------------------------------- deletion
 
 
-async def test_a_deletion_counts_when_no_page_of_the_listing_has_it(tmp_path: Path, naps: support.Naps) -> None:
+async def test_a_deletion_counts_when_no_page_of_the_listing_has_it(tmp_path: Path, naps: cloud.Naps) -> None:
     async with support.imitation(tmp_path / "paged", page=1) as imitation:
         made = support.platform(imitation, naps)
         assert made.platform.builders is not None
-        specs = [support.builder_spec("pass") for _ in range(3)]
+        specs = [cloud.builder_spec("pass") for _ in range(3)]
         for spec in specs:
             await made.platform.builders.launch(spec)
         assert len((await made.platform.builders.list_ours(INSTALLATION)).items) == 3
@@ -511,7 +512,7 @@ async def test_a_deletion_counts_when_no_page_of_the_listing_has_it(tmp_path: Pa
 
 
 async def test_a_deletion_that_never_shows_is_not_done(imitation: RailwayImitation, builders: Any) -> None:
-    spec = support.builder_spec("pass")
+    spec = cloud.builder_spec("pass")
     await builders.launch(spec)
     imitation.misbehave("lagging list", times=1000)
     with pytest.raises(Transient, match="listed after its deletion"):
@@ -519,7 +520,7 @@ async def test_a_deletion_that_never_shows_is_not_done(imitation: RailwayImitati
 
 
 async def test_all_services_of_a_name_are_deleted(imitation: RailwayImitation, made: railway.RailwayPlatform) -> None:
-    spec = support.builder_spec("pass")
+    spec = cloud.builder_spec("pass")
     theirs = Objects(
         made.api,
         project="project-builders",
@@ -713,7 +714,7 @@ def test_every_document_is_valid(document: documents.Document) -> None:
 async def test_a_misspelt_field_is_caught(tmp_path: Path) -> None:
     place = RailwayImitation(tmp_path, builder=(), builder_image="", contracts=contracts.folder())
     async with place:
-        api = RailwayApi(place.api_url, place.token, sleep=support.Naps())
+        api = RailwayApi(place.api_url, place.token, sleep=cloud.Naps())
         objects = Objects(
             api,
             project="project-services",

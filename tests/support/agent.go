@@ -1,4 +1,5 @@
-// The program that tests run as a service: MODE says how it behaves, its routes show what its sandbox lets it do.
+// The program that tests run as a service, or as a builder: MODE says how it behaves, its routes show what its sandbox
+// lets it do.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 )
 
 var kept [][]byte
+var boot = fmt.Sprint(time.Now().UnixNano(), ".", os.Getpid())
 
 func main() {
 	fmt.Println("mode", os.Getenv("MODE"))
@@ -21,6 +23,11 @@ func main() {
 	case "crash":
 		fmt.Println("boom")
 		os.Exit(3)
+	case "stays":
+		fmt.Println("hello")
+		time.Sleep(time.Hour)
+	case "ends":
+		os.Exit(10)
 	case "mute":
 		time.Sleep(time.Hour)
 	case "asked":
@@ -39,6 +46,7 @@ func main() {
 	}
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getenv("SLIPWAY_INSTANCE")) })
 	http.HandleFunc("/env", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getenv(r.URL.Query().Get("name"))) })
+	http.HandleFunc("/boot", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, boot) })
 	http.HandleFunc("/ids", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getuid(), " ", os.Getpid()) })
 	http.HandleFunc("/read", func(w http.ResponseWriter, r *http.Request) {
 		data, err := os.ReadFile(r.URL.Query().Get("path"))
@@ -58,7 +66,11 @@ func main() {
 		hog(mb)
 	})
 	http.HandleFunc("/exit", func(w http.ResponseWriter, r *http.Request) { os.Exit(9) })
-	panic(http.ListenAndServe("127.0.0.1:"+port, nil))
+	listen := os.Getenv("LISTEN")
+	if listen == "" {
+		listen = "127.0.0.1"
+	}
+	panic(http.ListenAndServe(listen+":"+port, nil))
 }
 
 func hog(mb int) {
