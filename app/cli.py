@@ -6,16 +6,18 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from sqlalchemy import select
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from app import __version__, db, logs, serving
 from app.embedded.errors import EmbeddedError
+from app.errors import Refusal
 from app.ground import SetupError
+from app.keys import DEFAULT_PROJECT, project_named
+from app.keys import create as create_key
 from app.leases import LeaseError
-from app.main import create_key, load_keyring, local_keys
-from app.models import Project
+from app.main import load_keyring, local_keys
 from app.platforms.base import PlatformError
+from app.requests import Scope
 from app.secrets import KeysError, make_keys
 from app.serving import Started
 from app.settings import Settings
@@ -49,7 +51,7 @@ def run(main: "asyncio.Future[None] | object") -> None:
             runner.run(main)  # type: ignore[arg-type]
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except (SetupError, KeysError, EmbeddedError, LeaseError, PlatformError, ValueError) as e:
+    except (Refusal, SetupError, KeysError, EmbeddedError, LeaseError, PlatformError, ValueError) as e:
         sys.stderr.write(f"slipway: {e}\n")
         raise SystemExit(1) from None
 
@@ -124,13 +126,20 @@ def secret_keys() -> None:
     say(make_keys())
 
 
-keys = typer.Typer(no_args_is_help=True, help="API keys of this installation.")
+keys = typer.Typer(
+    no_args_is_help=True, help="API keys, made in the database itself: for the first one, or when none is left."
+)
 app.add_typer(keys, name="keys")
 
 
 @keys.command("create")
-def keys_create(name: Annotated[str, typer.Argument(help="What it is for.")] = "unnamed") -> None:
-    """Make an API key of the default project and print it; only its hash is kept."""
+def keys_create(
+    name: Annotated[str, typer.Argument(help="What it is for.")] = "unnamed",
+    *,
+    project: Annotated[str, typer.Option(help="Whose key it is.")] = DEFAULT_PROJECT,
+    scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; all if not given.")] = None,
+) -> None:
+    """Make an API key and print it; only its hash is kept."""
 
     async def main() -> None:
         settings = read_settings()
@@ -139,8 +148,8 @@ def keys_create(name: Annotated[str, typer.Argument(help="What it is for.")] = "
             engine = db.create_engine(url, pool_size=1)
             try:
                 async with db.create_sessions(engine).begin() as session:
-                    project = (await session.execute(select(Project).where(Project.name == "default"))).scalar_one()
-                    key = await create_key(session, project, name)
+                    owner = await project_named(session, project)
+                    _, key = await create_key(session, owner, name, scopes=scope or [Scope.ADMIN])
             finally:
                 await engine.dispose()
         say(key)

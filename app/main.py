@@ -7,18 +7,17 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
-from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import __version__, db, faults, leases
-from app.api import builds, health, platforms, problems, runs, services, sources
-from app.api.deps import hash_key
+from app import __version__, db, faults, keys, leases
+from app.api import builds, health, platforms, problems, projects, runs, services, sources
+from app.api import keys as key_routes
 from app.api.guard import Guard
 from app.context import Context
-from app.ids import new_id
 from app.images.access import Images
-from app.models import ApiKey, Project
+from app.keys import Doorman
+from app.models import ApiKey
 from app.platforms import local
 from app.platforms.catalog import REMOTE, Catalog, entries
 from app.secrets import Keyring, KeysError, home_keys, parse_keys
@@ -29,9 +28,13 @@ TAGS = [
     {"name": "sources", "description": "Archives sent ahead of their builds."},
     {"name": "services", "description": "Named endpoints that sleep when nobody calls."},
     {"name": "platforms", "description": "Where builders and services run."},
+    {"name": "keys", "description": "Who may call, and what for."},
+    {"name": "projects", "description": "Tenants; for the operator."},
     {"name": "runs", "description": "The builder's side; see docs/builder-protocol.md."},
     {"name": "health", "description": "For load balancers."},
 ]
+
+ROUTERS = tuple(m.router for m in (builds, sources, services, platforms, key_routes, projects, runs, health))
 
 
 def create_app(context: Context) -> FastAPI:
@@ -45,7 +48,8 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     problems.install(app)
-    for router in (builds.router, sources.router, services.router, platforms.router, runs.router, health.router):
+    app.state.doorman = Doorman(context.sessions)
+    for router in ROUTERS:
         app.include_router(router)
     app.mount("/v2", context.images.asgi)
     # JSON may write a byte as six.
@@ -83,8 +87,7 @@ async def open_context(
         stack.push_async_callback(engine.dispose)
         async with sessions.begin() as session:
             installation = await db.installation(session, keyring)
-        keys = [keyring.derive("registry-token", k) for k in keyring.keys]
-        images = Images(settings, keys)
+        images = Images(settings, [keyring.derive("registry-token", k) for k in keyring.keys])
         stack.push_async_callback(images.close)
         catalog = Catalog(entries=entries(settings))
         if hold_local and catalog.usable("local"):
@@ -115,21 +118,10 @@ class FirstKey:
 
 async def ensure_key(session: AsyncSession, settings: Settings) -> FirstKey:
     """See to it that there is a key: the one of ``SLIPWAY_API_KEY``, else a fresh one when there is none at all."""
-    project = (await session.execute(select(Project).where(Project.name == "default"))).scalar_one()
+    project = await keys.project_named(session, keys.DEFAULT_PROJECT)
     if settings.api_key is not None:
-        await _insert_key(session, project, "SLIPWAY_API_KEY", settings.api_key.get_secret_value())
+        await keys.bring(session, project, "SLIPWAY_API_KEY", settings.api_key.get_secret_value())
         return FirstKey()
-    count = (await session.execute(select(func.count()).where(ApiKey.revoked_at.is_(None)))).scalar_one()
-    return FirstKey() if count else FirstKey(await create_key(session, project, "first"))
-
-
-async def create_key(session: AsyncSession, project: Project, name: str) -> str:
-    """Make a key of a project and return it; only its hash is kept."""
-    key = f"slp_{secrets.token_urlsafe(32)}"
-    await _insert_key(session, project, name, key)
-    return key
-
-
-async def _insert_key(session: AsyncSession, project: Project, name: str, key: str) -> None:
-    values = {"id": new_id("key"), "project_id": project.id, "name": name, "hash": hash_key(key)}
-    await session.execute(insert(ApiKey).values(**values).on_conflict_do_nothing())
+    valid = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()))
+    count = (await session.execute(select(func.count()).where(*valid))).scalar_one()
+    return FirstKey() if count else FirstKey((await keys.create(session, project, "first"))[1])

@@ -112,8 +112,17 @@ class ApiKey(Base):
     project_id: Mapped[str] = _ref("project.id")
     name: Mapped[str]
     hash: Mapped[bytes] = mapped_column(unique=True)
+    prefix: Mapped[str | None] = mapped_column(String(16))
+    """Its first characters, so that people can tell theirs apart; NULL for a key that the operator thought up."""
+    scopes: Mapped[list[Any]] = mapped_column(server_default=text("'[\"admin\"]'"))
+    """Of ``app.keys.Scope``."""
     created_at: Mapped[datetime] = _now()
+    last_used_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    replaced_by: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    """The key that took over, after a rotation."""
+    __table_args__ = (Index("ix_api_key_project_id_id", "project_id", "id"),)
 
 
 class Source(Base):

@@ -1,9 +1,19 @@
 """What callers may ask for: the bodies of requests, with every bound that makes bad input a 422 naming the field."""
 
 import re
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    model_validator,
+)
 
 ENV_MAX = 128
 ENV_BYTES = 64 * 1024
@@ -200,3 +210,48 @@ class RollbackRequest(Body):
     """Go back to a release: the one before the live one, or the one named."""
 
     release_id: Annotated[str, StringConstraints(pattern=r"^rel_[0-9a-v]{26}$")] | None = None
+
+
+ProjectName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=20),
+    Field(description="1 to 20 of `a-z`, `0-9` and single hyphens; begins with a letter.", examples=["acme"]),
+]
+
+
+class Scope(StrEnum):
+    """What a key may do; writing includes reading of the same kind, ``admin`` includes all."""
+
+    BUILDS_READ = "builds:read"
+    BUILDS_WRITE = "builds:write"
+    SERVICES_READ = "services:read"
+    SERVICES_WRITE = "services:write"
+    ADMIN = "admin"
+
+
+class KeyRequest(Body):
+    """A new API key. Without `scopes` it may do everything in its project."""
+
+    name: Str = Field(min_length=1, max_length=100, description="What it is for.", examples=["ci"])
+    scopes: list[Scope] = Field([Scope.ADMIN], min_length=1, max_length=len(Scope))
+    expires_at: AwareDatetime | None = Field(None, description="Null: it is good until it is revoked.")
+    project: ProjectName | None = Field(None, description="Another project than the caller's; for the operator.")
+
+
+class KeyRotation(Body):
+    """How long the old key stays good beside the new one."""
+
+    overlap_seconds: int = Field(86_400, ge=0, le=30 * 86_400)
+
+
+class ProjectRequest(Body):
+    """A new project."""
+
+    name: ProjectName
+    max_concurrent_builds: int | None = Field(None, ge=1, le=100_000, description="Null: the installation's default.")
+
+
+class ProjectPatch(Body):
+    """What to change of a project; what is not given stays."""
+
+    max_concurrent_builds: int | None = Field(None, ge=1, le=100_000, description="Null: the installation's default.")

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from sqlalchemy import select
 
-from app.api.deps import Caller, Ctx, Cursor, Db, Limit, decode_cursor, encode_cursor
+from app.api.deps import BuildsRead, BuildsWrite, Ctx, Cursor, Db, KeyHolder, Limit, decode_cursor, encode_cursor, need
 from app.api.problems import responses
 from app.api.schemas import BuildDetail, BuildOut, EventOut, LogLineOut, Page
 from app.api.views import build_detail, build_out
@@ -15,7 +15,7 @@ from app.builds import submit
 from app.builds.cancel import cancel
 from app.lifecycle import BuildStatus
 from app.models import Build, Event, Run, RunLog, Service
-from app.requests import BuildRequest
+from app.requests import BuildRequest, Scope
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"])
 
@@ -24,9 +24,14 @@ MAX_LOG_LINES = 5000
 
 @router.post("", status_code=202, responses=responses(409, 413))
 async def create_build(
-    body: BuildRequest, context: Ctx, project: Caller, request: Request, response: Response
+    body: BuildRequest, context: Ctx, project: BuildsWrite, holder: KeyHolder, request: Request, response: Response
 ) -> BuildDetail:
-    """Build a source and, when `service` is given, promote it. Answers at once; follow the build at `Location`."""
+    """Build a source and, when `service` is given, promote it. Answers at once; follow the build at `Location`.
+
+    A build with `service` needs the scope `services:write` too.
+    """
+    if body.service is not None:
+        need(holder, Scope.SERVICES_WRITE)
     async with context.sessions.begin() as session:
         build = await submit.submit(context, session, project, body)
         answer = await build_detail(session, build)
@@ -37,7 +42,7 @@ async def create_build(
 
 @router.get("", responses=responses())
 async def list_builds(
-    project: Caller,
+    project: BuildsRead,
     session: Db,
     limit: Limit = 50,
     cursor: Cursor = None,
@@ -69,14 +74,14 @@ async def list_builds(
 
 
 @router.get("/{build_id}", responses=responses(404))
-async def get_build(build_id: str, project: Caller, session: Db) -> BuildDetail:
+async def get_build(build_id: str, project: BuildsRead, session: Db) -> BuildDetail:
     """Look at a build."""
     return await build_detail(session, await submit.find(session, project, build_id))
 
 
 @router.get("/{build_id}/events", responses=responses(404))
 async def list_build_events(
-    build_id: str, project: Caller, session: Db, limit: Limit = 100, cursor: Cursor = None
+    build_id: str, project: BuildsRead, session: Db, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[EventOut]:
     """List what happened to a build, oldest first."""
     build = await submit.find(session, project, build_id)
@@ -90,7 +95,7 @@ async def list_build_events(
 
 @router.get("/{build_id}/logs", responses=responses(404), response_model=Page[LogLineOut])
 async def list_build_logs(
-    build_id: str, project: Caller, session: Db, request: Request, limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
+    build_id: str, project: BuildsRead, session: Db, request: Request, limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
     cursor: Cursor = None,
 ) -> Page[LogLineOut] | Response:  # fmt: skip
     """List the build's log lines, oldest first; as plain text with `Accept: text/plain`."""
@@ -123,7 +128,7 @@ async def list_build_logs(
 
 
 @router.post("/{build_id}/cancel", responses=responses(404, 409))
-async def cancel_build(build_id: str, context: Ctx, project: Caller, session: Db) -> BuildDetail:
+async def cancel_build(build_id: str, context: Ctx, project: BuildsWrite, session: Db) -> BuildDetail:
     """End a build; canceled already is fine, ended otherwise is 409."""
     build = await submit.find(session, project, build_id, lock=True)
     return await build_detail(session, await cancel(context, session, build))
@@ -131,10 +136,12 @@ async def cancel_build(build_id: str, context: Ctx, project: Caller, session: Db
 
 @router.post("/{build_id}/retry", status_code=202, responses=responses(404, 409, 410))
 async def retry_build(
-    build_id: str, context: Ctx, project: Caller, session: Db, request: Request, response: Response
+    build_id: str, context: Ctx, project: BuildsWrite, holder: KeyHolder, session: Db, response: Response
 ) -> BuildDetail:
     """Send an ended build again: same source, same secret versions, a new build."""
     old = await submit.find(session, project, build_id, lock=True)
+    if old.service_id is not None:
+        need(holder, Scope.SERVICES_WRITE)
     build = await submit.retry(context, session, old)
     response.headers["Location"] = f"/v1/builds/{build.id}"
     return await build_detail(session, build)

@@ -2,19 +2,19 @@
 
 import base64
 import binascii
-import hashlib
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import select
+from fastapi import Depends, Query, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.context import Context
-from app.errors import Refusal, too_large, unauthorized
-from app.models import ApiKey, Project
+from app.errors import Refusal, forbidden, too_large, unauthorized
+from app.keys import Doorman, Holder
+from app.models import Project
+from app.requests import Scope
 
 bearer = HTTPBearer(auto_error=False, description="An API key, or a run token on the builder's side.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
@@ -38,27 +38,53 @@ async def get_session(context: Ctx) -> AsyncIterator[AsyncSession]:
 Db = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
-def hash_key(key: str) -> bytes:
-    """Return what is stored of an API key. Plain SHA-256: a key has 256 random bits, so it can't be guessed back."""
-    return hashlib.sha256(key.encode()).digest()
+def get_doorman(request: Request) -> Doorman:
+    """Return what tells callers by their keys."""
+    doorman: Doorman = request.app.state.doorman
+    return doorman
 
 
-async def get_project(credentials: Credentials, session: Db) -> Project:
-    """Return the project whose key was sent; Refusal (401) otherwise."""
+async def get_caller(
+    wanted: SecurityScopes, credentials: Credentials, doorman: Annotated[Doorman, Depends(get_doorman)]
+) -> Holder:
+    """Return who is calling; Refusal: 401 without a valid key, 403 when the key's scopes are too narrow for the route."""
     if credentials is None:
         raise unauthorized()
-    statement = (
-        select(Project)
-        .join(ApiKey, ApiKey.project_id == Project.id)
-        .where(ApiKey.hash == hash_key(credentials.credentials), ApiKey.revoked_at.is_(None))
-    )
-    project = (await session.execute(statement)).scalar_one_or_none()
-    if project is None:
+    caller = await doorman.admit(credentials.credentials)
+    if caller is None:
         raise unauthorized("This API key is not valid.")
-    return project
+    for scope in wanted.scopes:
+        need(caller, scope)
+    return caller
 
 
-Caller = Annotated[Project, Depends(get_project, scope="function")]
+def need(caller: Holder, scope: str) -> None:
+    """Refusal (403) when the key's scopes don't include this one."""
+    if not caller.may(scope):
+        has = ", ".join(sorted(caller.scopes))
+        raise forbidden(f"This needs a key with the scope {scope}; this key has {has}.", reason="insufficient_scope")
+
+
+async def get_project(caller: Annotated[Holder, Depends(get_caller)]) -> Project:
+    """Return the caller's project."""
+    return caller.project
+
+
+async def get_operator(caller: Annotated[Holder, Depends(get_caller)]) -> Holder:
+    """Return the operator; Refusal (403) for everybody else."""
+    if not caller.operator:
+        raise forbidden("Only an admin key of the default project may do this.", reason="operators_only")
+    return caller
+
+
+KeyHolder = Annotated[Holder, Depends(get_caller)]
+Caller = Annotated[Project, Security(get_project)]
+BuildsRead = Annotated[Project, Security(get_project, scopes=[Scope.BUILDS_READ])]
+BuildsWrite = Annotated[Project, Security(get_project, scopes=[Scope.BUILDS_WRITE])]
+ServicesRead = Annotated[Project, Security(get_project, scopes=[Scope.SERVICES_READ])]
+ServicesWrite = Annotated[Project, Security(get_project, scopes=[Scope.SERVICES_WRITE])]
+Admin = Annotated[Holder, Security(get_caller, scopes=[Scope.ADMIN])]
+Operator = Annotated[Holder, Security(get_operator, scopes=[Scope.ADMIN])]
 
 
 async def get_token(credentials: Credentials) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.lifecycle import BuildStatus, Owner, Reason, ReleaseStatus, RunStatus, ServiceStatus
+from app.requests import Scope
 
 T = TypeVar("T")
 
@@ -257,6 +258,35 @@ class PlatformOut(Answer):
     builders: bool
     services: bool
     traits: TraitsOut
+
+
+class ApiKeyOut(Answer):
+    """An API key without its text. `prefix` is how it begins; `replaced_by` is the key that took over after a rotation."""
+
+    id: str
+    name: str
+    prefix: str | None
+    scopes: list[Scope]
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    replaced_by: str | None
+
+
+class NewApiKey(ApiKeyOut):
+    """A key that was just made; `key` is shown this once."""
+
+    key: str
+
+
+class ProjectOut(Answer):
+    """A tenant: owns builds, services and keys. `max_concurrent_builds` null means the installation's default."""
+
+    id: str
+    name: str
+    max_concurrent_builds: int | None
+    created_at: datetime
 
 
 class Ready(Answer):

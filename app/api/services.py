@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from sqlalchemy import select
 
-from app.api.deps import Caller, Ctx, Cursor, Db, Limit, decode_cursor, encode_cursor
+from app.api.deps import Ctx, Cursor, Db, Limit, ServicesRead, ServicesWrite, decode_cursor, encode_cursor
 from app.api.problems import responses
 from app.api.schemas import LogLineOut, Page, ReleaseOut, ServiceOut
 from app.api.views import release_out, service_out
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/services", tags=["services"])
 
 @router.get("", responses=responses())
 async def list_services(
-    project: Caller,
+    project: ServicesRead,
     session: Db,
     limit: Limit = 50,
     cursor: Cursor = None,
@@ -42,20 +42,22 @@ async def list_services(
 
 
 @router.get("/{name}", responses=responses(404))
-async def get_service(name: str, project: Caller, session: Db) -> ServiceOut:
+async def get_service(name: str, project: ServicesRead, session: Db) -> ServiceOut:
     """Look at a service."""
     return await service_out(session, await find(session, project, name))
 
 
 @router.patch("/{name}", status_code=202, responses=responses(404, 409))
-async def update_service(name: str, body: ServicePatch, context: Ctx, project: Caller, session: Db) -> ReleaseOut:
+async def update_service(
+    name: str, body: ServicePatch, context: Ctx, project: ServicesWrite, session: Db
+) -> ReleaseOut:
     """Change a service's config; makes a new release, which goes live once it is healthy."""
     service = await find(session, project, name, lock=True)
     return release_out(await rollback.change(context, session, service, body))
 
 
 @router.delete("/{name}", status_code=202, responses=responses(404))
-async def delete_service(name: str, context: Ctx, project: Caller, session: Db) -> Response:
+async def delete_service(name: str, context: Ctx, project: ServicesWrite, session: Db) -> Response:
     """Remove a service from every state; what is under way for it ends."""
     await delete.request(context, session, await find(session, project, name, lock=True))
     return Response(status_code=202)
@@ -63,7 +65,7 @@ async def delete_service(name: str, context: Ctx, project: Caller, session: Db) 
 
 @router.get("/{name}/releases", responses=responses(404))
 async def list_releases(
-    name: str, project: Caller, session: Db, limit: Limit = 50, cursor: Cursor = None
+    name: str, project: ServicesRead, session: Db, limit: Limit = 50, cursor: Cursor = None
 ) -> Page[ReleaseOut]:
     """List a service's releases, newest first."""
     service = await find(session, project, name)
@@ -80,7 +82,9 @@ async def list_releases(
 
 
 @router.post("/{name}/releases", status_code=202, responses=responses(404, 409))
-async def create_release(name: str, body: ReleaseRequest, context: Ctx, project: Caller, session: Db) -> ReleaseOut:
+async def create_release(
+    name: str, body: ReleaseRequest, context: Ctx, project: ServicesWrite, session: Db
+) -> ReleaseOut:
     """Promote an artifact again, with the live config."""
     service = await find(session, project, name, lock=True)
     return release_out(await rollback.promote_artifact(context, session, service, body))
@@ -88,7 +92,7 @@ async def create_release(name: str, body: ReleaseRequest, context: Ctx, project:
 
 @router.post("/{name}/rollback", status_code=202, responses=responses(404, 409))
 async def rollback_service(
-    name: str, context: Ctx, project: Caller, session: Db, body: RollbackRequest | None = None
+    name: str, context: Ctx, project: ServicesWrite, session: Db, body: RollbackRequest | None = None
 ) -> ReleaseOut:
     """Go back to the release before the live one, or to the one named; makes a new release."""
     service = await find(session, project, name, lock=True)
@@ -96,7 +100,7 @@ async def rollback_service(
 
 
 @router.post("/{name}/sleep", responses=responses(404, 409))
-async def sleep_service(name: str, context: Ctx, project: Caller) -> ServiceOut:
+async def sleep_service(name: str, context: Ctx, project: ServicesWrite) -> ServiceOut:
     """Put a service to sleep now. Asleep already is fine."""
     service, release = await _manual(context, project, name)
     if service.status not in {ServiceStatus.ASLEEP, ServiceStatus.SLEEPING}:
@@ -111,7 +115,7 @@ async def sleep_service(name: str, context: Ctx, project: Caller) -> ServiceOut:
 
 
 @router.post("/{name}/wake", responses=responses(404, 409))
-async def wake_service(name: str, context: Ctx, project: Caller) -> ServiceOut:
+async def wake_service(name: str, context: Ctx, project: ServicesWrite) -> ServiceOut:
     """Wake a service and answer once it listens. Awake already is fine."""
     service, _ = await _manual(context, project, name)
     try:
@@ -136,7 +140,7 @@ async def _manual(context: Context, project: Project, name: str) -> tuple[Servic
 
 @router.get("/{name}/logs", responses=responses(404, 409))
 async def list_service_logs(
-    name: str, context: Ctx, project: Caller, limit: Annotated[int, Query(ge=1, le=1000)] = 200
+    name: str, context: Ctx, project: ServicesRead, limit: Annotated[int, Query(ge=1, le=1000)] = 200
 ) -> Page[LogLineOut]:
     """List the last lines of the live release, or of the newest one while none is live; oldest first."""
     async with context.sessions() as session:

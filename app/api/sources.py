@@ -8,7 +8,7 @@ from typing import IO
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 
-from app.api.deps import Caller, Ctx
+from app.api.deps import BuildsWrite, Ctx
 from app.api.problems import responses
 from app.api.schemas import SourceOut
 from app.builds import sources
@@ -26,7 +26,7 @@ BODY = {
 
 
 @router.post("", status_code=201, responses=responses(413), openapi_extra=BODY)
-async def create_source(request: Request, response: Response, context: Ctx, project: Caller) -> SourceOut:
+async def create_source(request: Request, response: Response, context: Ctx, project: BuildsWrite) -> SourceOut:
     """Send a gzipped tar; answers with the digest to name in `POST /v1/builds`. The same tree has the same digest."""
     settings = context.settings
     with tempfile.TemporaryFile(prefix="slipway-source-") as file:

@@ -258,10 +258,11 @@ async def test_a_build_can_t_move_a_service(here: World) -> None:
 
 
 async def test_a_project_without_a_key_is_nobody(here: World) -> None:
-    project, other = await here.project("acme")
+    _, other = await here.project("acme")
     async with other:
         assert (await other.get("/v1/builds")).json()["items"] == []
-        await here.sql("update api_key set revoked_at = now() where project_id = :p", p=project.id)
+        (key,) = (await here.http.get("/v1/keys?project=acme")).json()["items"]
+        await here.http.delete(f"/v1/keys/{key['id']}?project=acme")
         assert (await other.get("/v1/builds")).status_code == 401
     async with client(here.app, None) as nobody:
         assert (await nobody.get("/v1/builds")).status_code == 401

@@ -25,11 +25,11 @@ from pgqueuer.types import QueueEntrypoint, QueueManagerId
 from pydantic import SecretStr
 from sqlalchemy import CursorResult, select, text
 
-from app import db
+from app import db, keys
 from app import jobs as worker
 from app.builds import sources
 from app.context import Context
-from app.main import create_app, create_key, open_context
+from app.main import create_app, open_context
 from app.models import Base, Build, Project, Release, Run, Service
 from app.platforms.base import Traits
 from app.queue import Job, queries
@@ -175,7 +175,7 @@ class World:
             project = Project(id=f"prj_{secrets.token_hex(13)}", name=name, max_concurrent_builds=limit)
             session.add(project)
             await session.flush()
-            key = await create_key(session, project, "test")
+            _, key = await keys.create(session, project, "test")
         return project, client(self.app, key)
 
     # ------------------------------------------------------------------------------------------------- builds
@@ -284,7 +284,7 @@ async def world(
         context.catalog.held[NAME] = yard.platform()
         async with context.sessions.begin() as session:
             project = (await session.execute(select(Project).where(Project.name == "default"))).scalar_one()
-            key = await create_key(session, project, "test")
+            _, key = await keys.create(session, project, "test")
         app = create_app(context)
         http = await stack.enter_async_context(client(app, key))
         connection = await asyncpg.connect(db.plain_dsn(database_url), timeout=10)

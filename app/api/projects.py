@@ -1,0 +1,56 @@
+"""Projects: tenants. The operator makes them; everybody can look at their own."""
+
+from fastapi import APIRouter, Response
+from sqlalchemy import select
+
+from app import keys
+from app.api.deps import Caller, Cursor, Db, KeyHolder, Limit, Operator, decode_cursor, encode_cursor
+from app.api.problems import responses
+from app.api.schemas import Page, ProjectOut
+from app.errors import not_found
+from app.models import Project
+from app.requests import ProjectPatch, ProjectRequest
+
+router = APIRouter(prefix="/v1/projects", tags=["projects"])
+
+
+@router.post("", status_code=201, responses=responses(403, 409))
+async def create_project(body: ProjectRequest, operator: Operator, session: Db, response: Response) -> ProjectOut:
+    """Make a project; it needs a key next: `POST /v1/keys` with its name."""
+    project = await keys.create_project(session, **body.model_dump())
+    response.headers["Location"] = f"/v1/projects/{project.name}"
+    return ProjectOut.model_validate(project)
+
+
+@router.get("", responses=responses())
+async def list_projects(
+    caller: Caller, holder: KeyHolder, session: Db, limit: Limit = 50, cursor: Cursor = None
+) -> Page[ProjectOut]:
+    """List projects by name: all of them for the operator, the caller's own for everybody else."""
+    statement = select(Project).order_by(Project.name)
+    if not holder.operator:
+        statement = statement.where(Project.id == caller.id)
+    if cursor is not None:
+        statement = statement.where(Project.name > decode_cursor(cursor, str)[0])
+    rows = (await session.execute(statement.limit(limit + 1))).scalars().all()
+    return Page(
+        items=[ProjectOut.model_validate(row) for row in rows[:limit]],
+        next_cursor=encode_cursor(rows[limit - 1].name) if len(rows) > limit else None,
+    )
+
+
+@router.get("/{project}", responses=responses(404))
+async def get_project(project: str, caller: Caller, holder: KeyHolder, session: Db) -> ProjectOut:
+    """Look at a project by its name."""
+    if not holder.operator and project != caller.name:
+        raise not_found("project", project)
+    return ProjectOut.model_validate(await keys.project_named(session, project))
+
+
+@router.patch("/{project}", responses=responses(403, 404))
+async def update_project(project: str, body: ProjectPatch, operator: Operator, session: Db) -> ProjectOut:
+    """Change a project's limits."""
+    row = await keys.project_named(session, project)
+    for name, value in body.model_dump(exclude_unset=True).items():
+        setattr(row, name, value)
+    return ProjectOut.model_validate(row)
