@@ -25,7 +25,7 @@ from app.builds.look_after import look_after
 from app.context import Context
 from app.db import plain_dsn
 from app.queue import SETTINGS, Job, entrypoint, queries
-from app.services import delete, promote, retire, sleep_wake
+from app.services import delete, promote, pull, retire, sleep_wake
 from app.services import sweep as services_sweep
 from app.takeover import take_over
 
@@ -172,7 +172,7 @@ async def keep(context: Context) -> None:
 async def collect_images(context: Context) -> None:
     """Remove what no row knows from the embedded registry on this process's disk."""
     async with context.sessions() as session:
-        kept = await retention.kept_images(session)
+        kept = await retention.kept_images(session) | await pull.kept_images(session)
     await context.images.collect(kept, UNNAMED_IMAGES, limit=500)
 
 

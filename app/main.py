@@ -21,6 +21,7 @@ from app.models import ApiKey
 from app.platforms import local
 from app.platforms.catalog import REMOTE, Catalog, entries
 from app.secrets import Keyring, KeysError, home_keys, parse_keys
+from app.services import pull
 from app.settings import MIB, Settings
 
 TAGS = [
@@ -87,7 +88,8 @@ async def open_context(
         stack.push_async_callback(engine.dispose)
         async with sessions.begin() as session:
             installation = await db.installation(session, keyring)
-        images = Images(settings, [keyring.derive("registry-token", k) for k in keyring.keys])
+        keys = [keyring.derive("registry-token", k) for k in keyring.keys]
+        images = Images(settings, keys, authenticate=pull.authenticator(sessions, keyring))
         stack.push_async_callback(images.close)
         catalog = Catalog(entries=entries(settings))
         if hold_local and catalog.usable("local"):

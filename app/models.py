@@ -405,6 +405,21 @@ class SecretVersion(Base):
     __table_args__ = (Index("ix_secret_version_service_id", "service_id"),)
 
 
+class PullCredential(Base):
+    """A platform's right to pull one service's images; its password is derived from a secret key and ``id``. No row, no right."""
+
+    __tablename__ = "pull_credential"
+    id: Mapped[str] = _id()
+    """Also its user name."""
+    project_id: Mapped[str] = _ref("project.id")
+    service_id: Mapped[str] = _ref("service.id", ondelete="CASCADE")
+    platform: Mapped[str] = mapped_column(String(32))
+    repository: Mapped[str]
+    key_id: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = _now()
+    __table_args__ = (Index("uq_pull_credential", "service_id", "platform", "key_id", unique=True),)
+
+
 class Event(Base):
     """Append-only; written in the transaction of the change it tells of. Read in (xid, id) order."""
 

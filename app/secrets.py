@@ -69,6 +69,11 @@ class Keyring:
         mac = hmac.digest(self.derive("run-token", key_id), run_id.encode(), hashlib.sha256)
         return f"slr.{run_id}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
 
+    def pull_password(self, credential_id: str, key_id: str) -> str:
+        """Return the password of a pull credential, the same each time: base64url of HMAC-SHA256."""
+        mac = hmac.digest(self.derive("pull-credential", key_id), credential_id.encode(), hashlib.sha256)
+        return base64.urlsafe_b64encode(mac).decode().rstrip("=")
+
     def check_values(self) -> dict[str, str]:
         """Return a fingerprint for each key id; equal ids with unequal fingerprints mean two different key sets."""
         return {k: hashlib.sha256(self.derive("key-check", k)).hexdigest()[:16] for k in self.keys}

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 Words = Annotated[tuple[str, ...], NoDecode]
 
 MIB = 1024 * 1024
+PULL_SETTINGS = ("SLIPWAY_REGISTRY_PULL_USERNAME", "SLIPWAY_REGISTRY_PULL_PASSWORD")
 
 
 def default_home() -> Path:
@@ -175,6 +176,9 @@ class Settings(BaseSettings):
     """An outside registry's URL; unset means the embedded one under ``/v2/``."""
     registry_username: str | None = None
     registry_password: SecretStr | None = None
+    registry_pull_username: str | None = None
+    registry_pull_password: SecretStr | None = None
+    """What platforms pull from an outside registry with; it may only read."""
     registry_public: str | None = None
     """The registry's address as other machines see it; defaults to ``registry`` or ``public_url``."""
     registry_repository: str = "slipway"
@@ -276,6 +280,13 @@ class Settings(BaseSettings):
         """The API as processes on this machine reach it."""
         host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compared, not bound
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def registry_pull(self) -> tuple[str, str] | None:
+        """What platforms pull from the outside registry with, None when it is not set."""
+        if self.registry_pull_username is None or self.registry_pull_password is None:
+            return None
+        return self.registry_pull_username, self.registry_pull_password.get_secret_value()
 
     def service_url(self, host: str) -> str:
         """Return a service's address behind our gateway; ``host`` is its first label."""

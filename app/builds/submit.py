@@ -17,8 +17,9 @@ from app.errors import Refusal, conflict, invalid, not_found
 from app.ids import new_id
 from app.lifecycle import BuildStatus, ServiceStatus, is_terminal
 from app.models import Build, Project, Release, SecretVersion, Service
-from app.platforms.base import Size, Unsupported
+from app.platforms.base import Size, Traits, Unsupported
 from app.requests import BuildRequest, FilesSource, GitSource, ServiceConfig, UploadSource
+from app.settings import PULL_SETTINGS
 
 FIRST_CHECK_SECONDS = 30
 """When reconcile looks at a queued build whose job may have been lost."""
@@ -149,6 +150,8 @@ def check_service(
     traits, scale = entry.traits, config.scale
     if traits.remote:
         _reachable(context, "platform", platform)
+    if traits.pulls_itself:
+        _pullable(context, platform, traits)
     if scale.min == 0:
         if traits.scale_to_zero == "none":
             _cannot(strict, warnings, f"{prefix}scale.min", f"{platform} can't scale to zero; use 1")
@@ -202,6 +205,19 @@ def _reachable(context: Context, field: str, platform: str) -> None:
     for name, value in (("SLIPWAY_PUBLIC_URL", settings.public_url), ("SLIPWAY_BUILDER_IMAGE", settings.builder_image)):
         if value is None:
             raise invalid(field, f"{platform} runs on other machines and needs the setting {name}")
+
+
+def _pullable(context: Context, platform: str, traits: Traits) -> None:
+    """Refuse a platform that could not pull the image when it wants to; the embedded registry makes a credential for it."""
+    settings = context.settings
+    if settings.registry and not settings.registry_username:
+        return  # open to everybody
+    if not traits.private_registry:
+        raise invalid("platform", f"{platform} pulls no private image on its plan: SLIPWAY_{platform.upper()}__PLAN")
+    if settings.registry and not settings.registry_pull:
+        raise invalid(
+            "platform", f"{platform} pulls images by itself and needs the settings {', '.join(PULL_SETTINGS)}"
+        )
 
 
 # --------------------------------------------------------------------------------------------------- parts

@@ -22,9 +22,10 @@ from app.images.guard import Authenticate
 from app.images.inspect import ImageInfo, inspect
 from app.images.reference import check_repository
 from app.images.registry import create_registry
+from app.images.share import share
 from app.images.source import Disk, Source
 from app.images.tokens import Grants, Scope, Token, TokenAuthority
-from app.settings import Settings
+from app.settings import PULL_SETTINGS, Settings
 
 #: The user name that goes with a token as password, where a client only knows Basic credentials.
 TOKEN_USER = "slipway"  # noqa: S105 - a name, not a password
@@ -96,6 +97,15 @@ class Images:
         """Return the repository that a run's image goes to, and nothing else."""
         return check_repository(f"{self._settings.registry_repository}/{run_id.replace('_', '-')}")
 
+    def repository_for_service(self, service_id: str) -> str:
+        """Return the repository that a service's images are pulled from where its platform pulls by itself."""
+        return self.repository_for_run(service_id)
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether finished images are in an outside registry."""
+        return self._outside is not None
+
     async def push_grant(self, repository: str, *, remote: bool, ttl: timedelta) -> PushGrant:
         """Return what lets a builder push to ``repository``; ``remote`` for one on another machine.
 
@@ -122,10 +132,10 @@ class Images:
         return await inspect(self.source, repository, digest)
 
     async def pull_ref(self, repository: str, digest: str, *, remote: bool, ttl: timedelta) -> PullGrant:
-        """Return what lets a platform pull this image.
+        """Return what lets this process pull the image for a platform, now; see ``lasting_pull`` for one that pulls itself.
 
-        Ours is a token for this repository alone, good for ``ttl``. An outside registry gets the operator's own
-        credential, since a platform pulls whenever it pleases and a token would be over by then.
+        Ours is a token for this repository alone, good for ``ttl``. An outside registry is asked with the operator's own
+        credential, which stays with us.
         """
         if self._outside:
             secret = self._settings.registry_password
@@ -135,6 +145,29 @@ class Images:
             token = self._authority.mint("platform", [Scope(repository, frozenset({"pull"}))], ttl)
             registry, username, password = self._own_address(remote=remote), TOKEN_USER, token.value
         return PullGrant(registry=registry, repository=repository, digest=digest, username=username, password=password)
+
+    def lasting_pull(
+        self, repository: str, digest: str, *, username: str | None = None, password: str | None = None
+    ) -> PullGrant:
+        """Return what lets a platform pull this image whenever it pleases.
+
+        An outside registry's token service makes no credential that lasts, so the operator gives one that may only read;
+        the one that pushes never leaves us. Raises RegistryDenied when that is not set, or nobody else can reach ours.
+        """
+        if not self._outside:
+            registry = self._own_address(remote=True)
+        else:
+            registry, settings = self._outside_address(remote=True), self._settings
+            if settings.registry_username and not settings.registry_pull:
+                raise RegistryDenied(
+                    f"a platform can't be given the pushing credential: set {' and '.join(PULL_SETTINGS)}"
+                )
+            username, password = settings.registry_pull or (None, None)
+        return PullGrant(registry=registry, repository=repository, digest=digest, username=username, password=password)
+
+    async def share(self, repository: str, digest: str, to: str) -> None:
+        """Give an image of the embedded registry to another repository of it; safe to repeat. Raises RegistryError."""
+        await asyncio.to_thread(share, self._root, repository, digest, to)
 
     async def delete(self, repository: str, digest: str | None = None) -> None:
         """Remove a repository, or one image of it; absence is success.

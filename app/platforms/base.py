@@ -107,6 +107,11 @@ class Traits:
     """How often a promote may look at a deploying release."""
     url_is_stable: bool = True
 
+    @property
+    def pulls_itself(self) -> bool:
+        """Whether it pulls from our registry, also long after a deploy; the others keep an image, or we fill their registry."""
+        return self.remote and self.own_registry is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Size:

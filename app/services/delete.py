@@ -14,6 +14,7 @@ from app.ids import remote_name
 from app.lifecycle import OPEN_BUILD, Reason, ReleaseStatus, ServiceStatus
 from app.models import Build, GatewayLease, Release, SecretVersion, Service
 from app.platforms.base import PlatformError, ServiceRef
+from app.services import pull
 
 log = structlog.get_logger()
 
@@ -81,6 +82,7 @@ async def delete(context: Context, service_id: str) -> None:
         gone = update(Release).where(Release.service_id == service_id, Release.retired_at.is_(None))
         await session.execute(gone.values(retired_at=func.now(), next_check_at=None))
         await session.execute(sql_delete(SecretVersion).where(SecretVersion.service_id == service_id))
+        await pull.revoke(session, service_id)
         await session.execute(sql_delete(GatewayLease).where(GatewayLease.service_id == service_id))
         await store.move(session, service, ServiceStatus.DELETED, live_release_id=None, address=None, instance_id=None)
     faults.at("delete.recorded")

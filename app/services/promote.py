@@ -45,7 +45,7 @@ from app.platforms.base import (
 )
 from app.platforms.http import trust
 from app.secrets import KeysError, Sealed
-from app.services import retire
+from app.services import pull, retire
 from app.services.last_words import keep, last_words
 from app.services.release import next_pending, nudge, ref_of
 
@@ -54,7 +54,6 @@ log = structlog.get_logger()
 PROBE_SECONDS = 5.0
 CALL_SECONDS = 60
 DEPLOYING_CHECK_SECONDS = 20
-PULL_TTL = timedelta(hours=1)
 OVERDUE_SECONDS = 180
 """So long past its deadline no worker is at a release any more: each call it may be in has a shorter time-out."""
 
@@ -301,9 +300,7 @@ async def _probe(client: httpx.AsyncClient, address: Address, spec: ServiceSpec,
 
 async def _spec(context: Context, claimed: Claimed, platform: Platform, services: Services) -> ServiceSpec:
     release, artifact, config = claimed.release, claimed.artifact, claimed.release.config
-    grant = await context.images.pull_ref(
-        artifact.repository, artifact.digest, remote=platform.traits.remote, ttl=PULL_TTL
-    )
+    grant = await pull.grant(context, release, artifact, platform.traits)
     size = Size(cpus=config["cpus"], memory_mb=config["memory_mb"])
     with contextlib.suppress(Unsupported):  # a lenient request was warned of it at submit; deploy says no otherwise
         size = services.fit(size)
