@@ -39,8 +39,9 @@ async def push(client: httpx.AsyncClient, image: Image, grant: Grant, regrant: R
         async with asyncio.TaskGroup() as group:
             for blob in (image.layer, image.config):
                 group.create_task(pusher.patiently(pusher.put_blob, blob))
-    except* Failure as failures:
-        raise failures.exceptions[0] from None
+    except ExceptionGroup as failed:
+        # Not except*: before Python 3.11.4 it wraps what is raised in it in a group again.
+        raise failed.exceptions[0] from None
     await pusher.patiently(pusher.put_manifest, image.manifest)
 
 

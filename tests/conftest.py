@@ -8,16 +8,21 @@ from typing import Any
 import pytest
 
 from tests.support import contracts
+from tests.support.agents import Toolbox, make_toolbox
 from tests.support.databases import SharedServer, shared_server
 
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this run share, and no other run but one that a test of this one starts."""
-    if given := os.environ.get("TEST_RUN_FOLDER"):
-        return Path(given)
+    """A folder that all processes of this run share, and no other run."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def toolbox() -> Toolbox:
+    """A seed, a warm build cache and a compiled agent: made once per machine."""
+    return make_toolbox()
 
 
 @pytest.fixture(scope="session")

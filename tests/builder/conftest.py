@@ -1,14 +1,10 @@
 import asyncio
-import fcntl
 import gzip
-import importlib.util
 import io
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +15,8 @@ from builder.orders import read_environment
 from builder.outcome import Exit
 from builder.pace import Pace
 from builder.run import run
-from builder.seed import seed
 from tests.builder.standin import RUN, TOKEN, ControlPlane, serving
+from tests.support.agents import Toolbox
 
 PACE = Pace(connect=2.0, read=1.5, first=0.02, most=0.1, registry_patience=30.0, flush=1.0)
 
@@ -28,33 +24,14 @@ GO_MOD = "module example.com/agent\n\ngo 1.25\n"
 MAIN = "package main\n\nfunc main() { println(1) }\n"
 
 
-def go_root() -> Path:
-    spec = importlib.util.find_spec("go")
-    if spec is not None and spec.origin:
-        return Path(spec.origin).parent
-    found = shutil.which("go")
-    if found is None:
-        pytest.skip("no Go toolchain: install the extra [local]")
-    return Path(found).resolve().parent.parent
+@pytest.fixture(scope="session")
+def go(toolbox: Toolbox) -> str:
+    return str(toolbox.go)
 
 
 @pytest.fixture(scope="session")
-def go() -> str:
-    return str(go_root() / "bin" / "go")
-
-
-@pytest.fixture(scope="session")
-def gocache(go: str) -> Path:
-    """One build cache for all tests and all workers, warmed once per toolchain."""
-    stamp = subprocess.run([go, "version"], check=True, capture_output=True, text=True).stdout.split()[2]
-    cache = Path(tempfile.gettempdir()) / f"slipway-tests-gocache-{os.geteuid()}-{stamp}"
-    cache.mkdir(mode=0o700, exist_ok=True)
-    with (cache / "seed.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (cache / "seeded").exists():
-            seed(cache, go=go)
-            (cache / "seeded").touch()
-    return cache
+def gocache(toolbox: Toolbox) -> Path:
+    return toolbox.gocache
 
 
 def packed(files: Mapping[str, str | bytes], *, executable: tuple[str, ...] = ()) -> bytes:

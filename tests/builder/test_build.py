@@ -41,8 +41,11 @@ async def test_a_program_becomes_an_image(bench: Bench, tmp_path: Path) -> None:
         content = entries.extractfile("etc/ssl/certs/ca-certificates.crt")
         assert content is not None
         assert content.read().decode() == certifi.contents()
-        entries.extract("app/agent", tmp_path, filter="data")
-    ran = await asyncio.create_subprocess_exec(tmp_path / "app" / "agent", stderr=asyncio.subprocess.PIPE)
+        agent = entries.extractfile("app/agent")
+        assert agent is not None
+        (tmp_path / "agent").write_bytes(agent.read())
+    (tmp_path / "agent").chmod(stat.S_IMODE(found["app/agent"].mode))
+    ran = await asyncio.create_subprocess_exec(tmp_path / "agent", stderr=asyncio.subprocess.PIPE)
     assert (await asyncio.wait_for(ran.communicate(), 10))[1] == b"1\n"
 
 

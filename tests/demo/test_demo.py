@@ -14,16 +14,11 @@ from pathlib import Path
 import pytest
 
 from app.demo.server import environment
-from tests.support.agents import Toolbox, make_toolbox
+from tests.support.agents import Toolbox
 from tests.support.processes import REPOSITORY, Child, assert_gone, descendants, python, spawned
 
 DEMO_SECONDS = 150.0
 EXAMPLES = REPOSITORY / "examples"
-
-
-@pytest.fixture(scope="session")
-def toolbox(run_folder: Path) -> Toolbox:
-    return make_toolbox(run_folder)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A platform of its own for each test, a registry, and the toolbox of the run."""
+"""A platform of its own for each test, and a registry."""
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -10,12 +10,7 @@ from app.platforms.base import BuilderSpec, ServiceSpec
 from app.settings import Settings
 from tests.images.support import Place, registry
 from tests.local.support import Machine, builder_spec, service_spec
-from tests.support.agents import Toolbox, layer_of, make_toolbox, push
-
-
-@pytest.fixture(scope="session")
-def toolbox(run_folder: Path) -> Toolbox:
-    return make_toolbox(run_folder)
+from tests.support.agents import Toolbox, layer_of, push
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +21,9 @@ def plane() -> Iterator[ControlPlane]:
         yield state
 
 
-async def test_source_becomes_an_image(plane: ControlPlane, toolbox: Toolbox) -> None:
-    async with local.create(Settings(home=toolbox.seed_home), KEY) as platform:
+async def test_source_becomes_an_image(plane: ControlPlane, toolbox: Toolbox, tmp_path: Path) -> None:
+    home = toolbox.home(tmp_path / "home", seeded=True)
+    async with local.create(Settings(home=home), KEY) as platform:
         orders = {"SLIPWAY_URL": plane.url, "SLIPWAY_RUN_ID": RUN, "SLIPWAY_RUN_TOKEN": TOKEN}
         spec = builder_spec(memory_mb=1024, env={**orders, "SLIPWAY_RUN_DEADLINE": str(plane.deadline)})
         await platform.builders.launch(spec)

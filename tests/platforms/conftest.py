@@ -1,16 +1,9 @@
-"""The program that all platforms run in their contract tests, compiled and packed once per process."""
-
-from pathlib import Path
+"""The program that all platforms run in their contract tests, packed once per process."""
 
 import pytest
 
 from tests.platforms import cloud
-from tests.support.agents import Toolbox, make_toolbox
-
-
-@pytest.fixture(scope="session")
-def toolbox(run_folder: Path) -> Toolbox:
-    return make_toolbox(run_folder)
+from tests.support.agents import Toolbox
 
 
 @pytest.fixture(scope="session")

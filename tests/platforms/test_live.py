@@ -47,7 +47,7 @@ def test_it_knows_the_platforms() -> None:
 
 
 async def test_it_runs_on_the_account_of_the_environment_and_leaves_nothing(
-    tmp_path: Path, run_folder: Path, toolbox: Toolbox, stored: cloud.Stored
+    tmp_path: Path, toolbox: Toolbox, stored: cloud.Stored
 ) -> None:
     async with registry(tmp_path / "outside") as outside:
         image = f"{outside.url.removeprefix('http://')}/slipway/contract@{stored.image.digest}"
@@ -64,7 +64,6 @@ async def test_it_runs_on_the_account_of_the_environment_and_leaves_nothing(
                     "-k",
                     "launching_twice or secrets_and_environment",
                 ),
-                TEST_RUN_FOLDER=str(run_folder),
                 SLIPWAY_REGISTRY=outside.url,
                 SLIPWAY_REGISTRY_USERNAME=USER[0],
                 SLIPWAY_REGISTRY_PASSWORD=USER[1],

@@ -1,4 +1,8 @@
-"""A small Go server as a real image in a real registry, and a seed cache: made once per run."""
+"""A small Go server as a real image in a real registry, and a seed cache.
+
+What takes long is made once per machine and account, and kept in the temporary folder for all runs to come, under a key of
+all that it is made of.
+"""
 
 import asyncio
 import fcntl
@@ -11,12 +15,13 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.platforms import local
 from app.platforms.base import ImageRef
-from app.platforms.local import toolchain
+from app.platforms.local import seed, toolchain
 from app.settings import Settings
 from tests.images.support import USER, Place
 
@@ -25,46 +30,67 @@ KEY = b"tests only; 32 bytes or more are needed"
 
 @dataclass(frozen=True)
 class Toolbox:
-    """``seed_home`` has a seed; ``agent`` is the compiled program; ``go`` the command, ``gocache`` a warm cache."""
+    """``seed`` is read-only; ``agent`` is the compiled program; ``go`` the command, ``gocache`` a warm cache to build with."""
 
-    seed_home: Path
+    seed: Path
     agent: Path
     go: Path
     gocache: Path
 
     def home(self, folder: Path, *, seeded: bool = False) -> Path:
         """Make a SLIPWAY_HOME whose seed is there, or is an empty folder for tests that compile nothing."""
-        seed = next((self.seed_home / "local/seed").glob("seed-*"))
+        copy = folder / "local/seed" / self.seed.name
         if seeded:
-            copy = folder / "local/seed" / seed.name
-            shutil.copytree(seed, copy, copy_function=os.link)
+            shutil.copytree(self.seed, copy, copy_function=_link)
             for made in (copy, *copy.iterdir()):
                 if made.is_dir():
-                    os.chown(made, seed.stat().st_uid, seed.stat().st_gid)
+                    os.chown(made, self.seed.stat().st_uid, self.seed.stat().st_gid)
         else:
-            (folder / "local/seed" / seed.name).mkdir(parents=True)
+            copy.mkdir(parents=True)
         return folder
 
 
-def make_toolbox(run_folder: Path) -> Toolbox:
-    """Make the seed and compile the agent, once for all processes of the run."""
-    home, folder = run_folder / "seed-home", run_folder / "agent"
-    tools = toolchain.find(Settings(home=home))
-    box = Toolbox(home, folder / "agent", tools.need_go("tests") / "bin/go", folder / "gocache")
-    with (run_folder / "toolbox.lock").open("w") as lock:
+def make_toolbox() -> Toolbox:
+    """Make the seed and compile the agent, or find them; processes that ask at once wait for the first."""
+    tools = toolchain.find(Settings())
+    source = Path(__file__).with_name("agent.go")
+    of = [tools.go_version.encode(), Path(seed.__file__).read_bytes(), source.read_bytes()]
+    folder = machine_folder() / f"toolbox-{hashlib.sha256(b''.join(of)).hexdigest()[:16]}"
+    folder.mkdir(exist_ok=True)
+    seeds = folder / "home/local/seed"
+    go, agent, gocache = tools.need_go("tests") / "bin/go", folder / "agent/agent", folder / "gocache"
+    with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not box.agent.exists():
-            asyncio.run(_seed(home))
-            shutil.copytree(next((home / "local/seed").glob("seed-*")), box.gocache)
-            for path in box.gocache.rglob("*"):
+        if not agent.exists():
+            asyncio.run(_seed(folder / "home"))
+            shutil.rmtree(gocache, ignore_errors=True)
+            shutil.copytree(next(seeds.glob("seed-*")), gocache)
+            for path in (gocache, *gocache.rglob("*")):
                 path.chmod(path.stat().st_mode | 0o200)
-            shutil.copy(Path(__file__).with_name("agent.go"), folder / "main.go")
-            (folder / "go.mod").write_text("module agent\n\ngo 1.25\n")
-            env = {"CGO_ENABLED": "0", "GOCACHE": str(box.gocache), "HOME": str(folder), "PATH": os.environ["PATH"]}
+            agent.parent.mkdir(exist_ok=True)
+            shutil.copy(source, agent.parent / "main.go")
+            (agent.parent / "go.mod").write_text("module agent\n\ngo 1.25\n")
+            env = {"CGO_ENABLED": "0", "GOCACHE": str(gocache), "HOME": str(folder), "PATH": os.environ["PATH"]}
             env |= {"GOTOOLCHAIN": "local", "GOTELEMETRY": "off", "GOFLAGS": "-mod=mod"}
-            subprocess.run([box.go, "build", "-trimpath", "-o", "draft", "."], cwd=folder, env=env, check=True)
-            (folder / "draft").rename(box.agent)
-    return box
+            subprocess.run([go, "build", "-trimpath", "-o", "draft", "."], cwd=agent.parent, env=env, check=True)
+            (agent.parent / "draft").rename(agent)
+    return Toolbox(next(seeds.glob("seed-*")), agent, go, gocache)
+
+
+def machine_folder() -> Path:
+    """Return this account's folder for what all runs on this machine share; nobody else may have put it there."""
+    folder = Path(tempfile.gettempdir()) / f"slipway-tests-{os.geteuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    assert (found.st_uid, found.st_mode) == (os.geteuid(), 0o40700), f"{folder} is not only ours; remove it"
+    return folder
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
 
 
 async def _seed(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""The seed: a build cache with the standard library in it, made once and never writable by a build.
+"""The seed: a build cache with the standard library in it, made once per home and never writable by a build.
 
 Each build sees it through an overlay whose writes die with it. Where the kernel allows no overlay in a user namespace a
 build gets a private copy instead: hard links would be cheaper, but whoever owns a link can write to the seed through it.
@@ -31,6 +31,8 @@ Progress = Callable[[str], None]
 AHEAD = 4102444800
 """2100-01-01, in Unix seconds."""
 MAKE_SECONDS = 900.0
+FORMAT = 1
+"""Goes up whenever a seed of this code is another than before, so that homes get a new one."""
 
 
 class Seed:
@@ -44,7 +46,7 @@ class Seed:
 
     async def ready(self, progress: Progress | None = None) -> Path:
         """Return the folder of the seed; the first call makes it (some 15 s on two cores), others wait for that."""
-        path = self._folder / f"seed-{self._tools.go_version}"
+        path = self._folder / f"seed-{FORMAT}-{self._tools.go_version}"
         if path.is_dir():
             await asyncio.to_thread(self._admit, path)
             return path
