@@ -14,6 +14,7 @@ from app import __version__, db, faults, keys, leases
 from app.api import builds, health, platforms, problems, projects, runs, services, sources
 from app.api import keys as key_routes
 from app.api.guard import Guard
+from app.budgets import SharedBudget
 from app.context import Context
 from app.images.access import Images
 from app.keys import Doorman
@@ -98,7 +99,8 @@ async def open_context(
             catalog.held["local"] = owned.platform
         for name, remote in REMOTE.items():
             if catalog.usable(name):
-                catalog.held[name] = await stack.enter_async_context(remote.opened(settings))
+                budget = SharedBudget(sessions, remote.allowance(settings))
+                catalog.held[name] = await stack.enter_async_context(remote.opened(settings, budget=budget))
         yield Context(
             settings=settings,
             engine=engine,

@@ -184,6 +184,8 @@ class Build(Base):
     diagnostics: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
     tried: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
     """What was tried to get a builder and why it was given up."""
+    losses: Mapped[int] = mapped_column(server_default="0")
+    """How many builders were lost or refused; places without room don't count."""
     artifact_id: Mapped[str | None] = _ref("artifact.id", nullable=True)
     release_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
     created_at: Mapped[datetime] = _now()
@@ -462,3 +464,42 @@ class Lease(Base):
     name: Mapped[str] = mapped_column(String(128), primary_key=True)
     holder: Mapped[str] = mapped_column(String(64))
     expires_at: Mapped[datetime]
+
+
+class Budget(Base):
+    """A token bucket: how many requests may be sent, of one account or about one object. See ``app.budgets``."""
+
+    __tablename__ = "budget"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    tokens: Mapped[float]
+    """As of ``refilled_at``."""
+    granted: Mapped[float]
+    """How many the last asker got; kept so that its statement can return it."""
+    refilled_at: Mapped[datetime] = _now()
+    full_at: Mapped[datetime | None]
+    """When the platform said that its window ends: until then nothing is refilled, then all is."""
+    closed_until: Mapped[datetime | None]
+    """The platform refused a request and wants to hear nothing before."""
+    # Unlogged: a grant need not wait for the disk, and after a crash the next answer's headers tell what is left.
+    __table_args__ = ({"prefixes": ["UNLOGGED"]},)
+
+
+class Breaker(Base):
+    """A target that has failed of late: one region of a platform, for one operation. No row: all is well there."""
+
+    __tablename__ = "breaker"
+    platform: Mapped[str] = mapped_column(String(32), primary_key=True)
+    region: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Empty where the platform chooses."""
+    operation: Mapped[str] = mapped_column(String(16), primary_key=True)
+    failures: Mapped[int]
+    """In a row, none of them long before the next."""
+    failed_at: Mapped[datetime] = _now()
+    message: Mapped[str]
+    """Of the last failure."""
+    trips: Mapped[int] = mapped_column(server_default="0")
+    """How often it was opened without a success since."""
+    open_until: Mapped[datetime | None]
+    """Nobody tries before; then one does. NULL while it is closed."""
+    probe_until: Mapped[datetime | None]
+    """Somebody is trying; from then on they count as dead."""

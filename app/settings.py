@@ -43,6 +43,8 @@ class FlySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token: SecretStr
+    account: str = "main"
+    """Names the account: the processes that use one account under one name share its request budget."""
     org: str = "personal"
     regions: Words = ("iad",)
     """Tried in this order when a request names none."""
@@ -69,6 +71,8 @@ class KoyebSettings(BaseModel):
 
     enabled: bool = False
     token: SecretStr | None = None
+    account: str = "main"
+    """Names the account: the processes that use one account under one name share its request budget."""
     regions: Words = ("fra",)
     """Tried in this order when a request names none."""
     builder_registry_secret: str | None = None
@@ -124,6 +128,8 @@ class NorthflankSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token: SecretStr
+    account: str = "main"
+    """Names the account: the processes that use one account under one name share its request budget."""
     project: str
     """Where services run."""
     builders_project: str | None = None

@@ -29,6 +29,9 @@ async def keep(context: Context) -> dict[str, int]:
         removed["event"] = await _old(session, "event", "at", settings.keep_events_days)
         removed["pgqueuer_log"] = await _old(session, "pgqueuer.pgqueuer_log", "created", 1)
         removed["pgqueuer_statistics"] = await _old(session, "pgqueuer.pgqueuer_statistics", "created", 1)
+        # After a day without a request a bucket is full, and what failed is worth another try.
+        removed["budget"] = await _old(session, "budget", "refilled_at", 1)
+        removed["breaker"] = await _old(session, "breaker", "failed_at", 1)
         removed["build"] = await _builds(session, settings.keep_builds_days)
         removed["source"] = await _sources(session, settings.keep_unreferenced_days)
         removed["secret_version"] = await _secrets(session)

@@ -1,13 +1,13 @@
 """How many requests an account may send, so that stopping what costs money is never what has no request left.
 
-``Budget`` is what ``http.JsonApi`` asks before each request. ``Bucket`` is a token bucket in memory, right for one process; an
-implementation that all workers share (one row per account) has the same two verbs.
+``Budget`` is what ``http.JsonApi`` asks before each request; each platform says by an ``Allowance`` how its requests are counted.
+``Bucket`` is a token bucket in memory, right for one process; ``app.budgets`` has the one that all processes share.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol
 
 from app.platforms.base import RateLimited
@@ -29,9 +29,46 @@ class Budget(Protocol):
         """
         ...
 
-    def feed(self, headers: Mapping[str, str], *, throttled: float | None = None) -> None:
+    async def feed(
+        self, headers: Mapping[str, str], *, throttled: float | None = None, operation: str = "", key: str = ""
+    ) -> None:
         """Learn from an answer: rate headers, or that it was throttled for so many seconds (0: it did not say)."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """``limit`` requests per ``window`` seconds, ``burst`` at once (default: all of them).
+
+    ``remaining`` and ``reset`` name the answer's headers that tell what is left, and seconds until it is full again; empty
+    where there is none.
+    """
+
+    limit: float
+    window: float
+    burst: float | None = None
+    remaining: str = "x-ratelimit-remaining"
+    reset: str = "x-ratelimit-reset"
+
+    @property
+    def capacity(self) -> float:
+        """How many requests there are when none was sent for long."""
+        return self.limit if self.burst is None else self.burst
+
+    def floor(self, kind: Kind) -> float:
+        """Return how many requests this kind leaves alone; a bucket of a few is not worth parting."""
+        return RESERVE[kind] * self.capacity if self.capacity >= 10 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """How a platform counts the requests of one account: all together, or per operation and object."""
+
+    platform: str
+    account: str
+    limit: Callable[[str], Limit]
+    """The limit of an operation; the same for all where they are counted together."""
+    per_object: bool = False
 
 
 class Unlimited:
@@ -40,7 +77,9 @@ class Unlimited:
     async def acquire(self, kind: Kind, *, operation: str = "", key: str = "") -> None:
         """See ``Budget``."""
 
-    def feed(self, headers: Mapping[str, str], *, throttled: float | None = None) -> None:
+    async def feed(
+        self, headers: Mapping[str, str], *, throttled: float | None = None, operation: str = "", key: str = ""
+    ) -> None:
         """See ``Budget``."""
 
 
@@ -104,10 +143,12 @@ class Bucket:
         refill = max(short * self.window / self.limit, 0.001) if short > 1e-9 else 0.0
         return max(refill, self._closed_until - self.clock())
 
-    def feed(self, headers: Mapping[str, str], *, throttled: float | None = None) -> None:
+    async def feed(
+        self, headers: Mapping[str, str], *, throttled: float | None = None, operation: str = "", key: str = ""
+    ) -> None:
         """See ``Budget``."""
         self._refill()
-        left, reset = _number(headers.get(self.remaining)), _number(headers.get(self.reset))
+        left, reset = number(headers.get(self.remaining)), number(headers.get(self.reset))
         if left is not None:
             self._tokens = min(self._tokens, left)
         if throttled is not None:
@@ -128,19 +169,33 @@ class PerObject:
 
     async def acquire(self, kind: Kind, *, operation: str = "", key: str = "") -> None:
         """See ``Budget``."""
+        await self._bucket(operation, key).acquire(kind, operation=operation, key=key)
+
+    async def feed(
+        self, headers: Mapping[str, str], *, throttled: float | None = None, operation: str = "", key: str = ""
+    ) -> None:
+        """See ``Budget``."""
+        if throttled is not None:
+            await self._bucket(operation, key).feed(headers, throttled=throttled)
+
+    def _bucket(self, operation: str, key: str) -> Bucket:
         if len(self._buckets) >= self.most:
             self._buckets = {k: b for k, b in self._buckets.items() if b.left < b.capacity}
-        at = (operation, key)
-        bucket = self._buckets.get(at)
-        if bucket is None:
-            bucket = self._buckets[at] = self.make(operation)
-        await bucket.acquire(kind, operation=operation, key=key)
-
-    def feed(self, headers: Mapping[str, str], *, throttled: float | None = None) -> None:
-        """Nothing to learn: such platforms send no rate headers, and the retry of a 429 waits by itself."""
+        return self._buckets.setdefault((operation, key), self.make(operation))
 
 
-def _number(text: str | None) -> float | None:
+def in_memory(allowance: Allowance) -> Budget:
+    """Return a budget of this process alone, for tests and for commands without a database."""
+
+    def bucket(operation: str) -> Bucket:
+        limit = {f.name: getattr(allowance.limit(operation), f.name) for f in fields(Limit)}
+        return Bucket(platform=allowance.platform, **limit)
+
+    return PerObject(make=bucket) if allowance.per_object else bucket("")
+
+
+def number(text: str | None) -> float | None:
+    """Return what a header says as a number, None when it says none."""
     try:
         return float(text) if text is not None else None
     except ValueError:

@@ -7,27 +7,38 @@ one in a split installation) is listed with its traits and no capabilities.
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from app.platforms import fly, koyeb, local, northflank, railway
 from app.platforms.base import Platform, Traits
+from app.platforms.budget import Allowance, Budget
 from app.settings import Settings
+
+
+class Opened(Protocol):
+    """Opens a platform for as long as the process holds it; ``budget`` is what its requests are asked of."""
+
+    def __call__(self, settings: Settings, *, budget: Budget | None = None) -> AbstractAsyncContextManager[Platform]:
+        """Open it; without a budget it has one of this process alone."""
+        ...
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A platform on other machines: what is known of it, what it lacks to be offered, and how it is opened."""
+    """A platform on other machines: what is known of it, what it lacks, how its requests are counted and it is opened."""
 
     traits: Callable[[Settings], Traits]
     missing: Callable[[Settings], tuple[str, ...]]
-    opened: Callable[[Settings], AbstractAsyncContextManager[Platform]]
+    allowance: Callable[[Settings], Allowance]
+    opened: Opened
 
 
 #: The remote platforms: any process may call them.
 REMOTE: Mapping[str, Remote] = {
-    "fly": Remote(fly.traits, fly.missing, fly.opened),
-    "koyeb": Remote(koyeb.traits, koyeb.missing, koyeb.opened),
-    "northflank": Remote(northflank.traits, northflank.missing, northflank.opened),
-    "railway": Remote(railway.traits, railway.missing, railway.opened),
+    "fly": Remote(fly.traits, fly.missing, fly.allowance_of, fly.opened),
+    "koyeb": Remote(koyeb.traits, koyeb.missing, koyeb.allowance_of, koyeb.opened),
+    "northflank": Remote(northflank.traits, northflank.missing, northflank.allowance_of, northflank.opened),
+    "railway": Remote(railway.traits, railway.missing, railway.allowance_of, railway.opened),
 }
 
 

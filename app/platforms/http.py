@@ -149,7 +149,7 @@ class JsonApi:
         while True:
             await self.budget.acquire(kind, operation=operation, key=key)
             try:
-                return await self._once(operation, method, path, params, json, headers, timeout)
+                return await self._once(operation, method, path, params, json, headers, timeout, key)
             except Transient as e:
                 failures += 1
                 unsent = isinstance(e, RateLimited | NotSent)
@@ -166,6 +166,7 @@ class JsonApi:
         json: Any,
         headers: Mapping[str, str] | None,
         timeout: float | None,
+        key: str,
     ) -> Answer:
         self.requests[operation] += 1
         waits = self._timeout if timeout is None else httpx.Timeout(timeout, connect=self._timeout.connect)
@@ -182,15 +183,15 @@ class JsonApi:
             raise NotSent(self.platform, operation, f"could not be reached ({type(e).__name__})") from e
         except httpx.HTTPError as e:
             raise Transient(self.platform, operation, f"no answer ({type(e).__name__})") from e
-        return self._judge(operation, response, raw)
+        return await self._judge(operation, response, raw, key)
 
-    def _judge(self, operation: str, response: httpx.Response, raw: bytes) -> Answer:
+    async def _judge(self, operation: str, response: httpx.Response, raw: bytes, key: str) -> Answer:
         request_id = response.headers.get(self._request_id)
         content = _parse(raw)
         if response.is_success and isinstance(content, Text):
             raise Transient(self.platform, operation, f"the answer is no JSON: {short(content)}", request_id)
         if response.is_success and not self._refused(content):
-            self.budget.feed(response.headers)
+            await self.budget.feed(response.headers, operation=operation, key=key)
             return Answer(
                 platform=self.platform,
                 operation=operation,
@@ -209,9 +210,8 @@ class JsonApi:
             retry_after=retry_after(response.headers, self._clock()),
         )
         error = self._classify(failure)
-        self.budget.feed(
-            response.headers, throttled=(error.retry_after or 0.0) if isinstance(error, RateLimited) else None
-        )
+        throttled = (error.retry_after or 0.0) if isinstance(error, RateLimited) else None
+        await self.budget.feed(response.headers, throttled=throttled, operation=operation, key=key)
         raise error
 
     async def _body(self, operation: str, response: httpx.Response) -> bytes:

@@ -200,11 +200,11 @@ async def test_a_short_wait_is_waited_for() -> None:
 
 async def test_what_the_platform_says_is_left_counts() -> None:
     one = bucket(Clock(), max_wait=0)
-    one.feed({"x-ratelimit-remaining": "0"})
+    await one.feed({"x-ratelimit-remaining": "0"})
     with pytest.raises(RateLimited):
         await one.acquire("stop")
     one = bucket(Clock())
-    one.feed({"x-ratelimit-remaining": "99"})
+    await one.feed({"x-ratelimit-remaining": "99"})
     assert one.left == 10
 
 
@@ -214,7 +214,7 @@ async def test_what_the_platform_says_is_left_counts() -> None:
 async def test_a_throttled_answer_closes_it_for_all(throttled: float, headers: dict[str, str], wait: float) -> None:
     clock = Clock()
     one = bucket(clock)
-    one.feed(headers, throttled=throttled)
+    await one.feed(headers, throttled=throttled)
     await one.acquire("stop")
     assert clock.now == pytest.approx(1000 + wait)
 

@@ -11,14 +11,15 @@ from contextlib import asynccontextmanager
 import httpx
 
 from app.platforms.base import Platform, Traits
-from app.platforms.budget import Budget
+from app.platforms.budget import Allowance, Budget
+from app.platforms.fly import client as wire
 from app.platforms.fly.builders import FlyBuilders
-from app.platforms.fly.client import NAME, FlyClient, budget
+from app.platforms.fly.client import NAME, FlyClient
 from app.platforms.fly.places import Sleep
 from app.platforms.fly.services import LOOK_SECONDS, SETTLE_SECONDS, START_SECONDS, FlyServices
 from app.settings import FlySettings, Settings
 
-__all__ = ["FlyBuilders", "FlyPlatform", "FlyServices", "create", "missing", "opened", "traits"]
+__all__ = ["FlyBuilders", "FlyPlatform", "FlyServices", "allowance_of", "create", "missing", "opened", "traits"]
 
 
 def traits(settings: Settings) -> Traits:
@@ -43,6 +44,12 @@ def traits(settings: Settings) -> Traits:
 def missing(settings: Settings) -> tuple[str, ...]:
     """Return the settings without which Fly is not offered."""
     return () if settings.fly is not None else ("SLIPWAY_FLY__TOKEN",)
+
+
+def allowance_of(settings: Settings) -> Allowance:
+    """Return how the account's requests are counted."""
+    assert settings.fly is not None
+    return wire.allowance(settings.fly.account)
 
 
 class FlyPlatform:
@@ -73,7 +80,7 @@ def create(
     fly = settings.fly
     assert fly is not None
     client = FlyClient(
-        fly, budget=allowance or budget(), timeout=timeout, transport=transport, sleep=sleep, clock=clock
+        fly, budget=allowance or wire.budget(), timeout=timeout, transport=transport, sleep=sleep, clock=clock
     )
     builders = FlyBuilders(client, fly.regions, sleep=sleep, clock=clock)
     services = FlyServices(
@@ -89,9 +96,9 @@ def create(
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncGenerator[Platform, None]:
+async def opened(settings: Settings, *, budget: Budget | None = None) -> AsyncGenerator[Platform, None]:
     """Give the platform for as long as the process holds it."""
-    made = create(settings)
+    made = create(settings, allowance=budget)
     try:
         yield made.platform
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from app.platforms.base import Transient
-from app.platforms.budget import Bucket, Budget, PerObject
+from app.platforms.budget import Allowance, Budget, Limit, in_memory
 from app.platforms.failures import Missing
 from app.platforms.fly.answers import App, Apps, Ip, Ips, Logs, Machine, OrgMachines, Secrets
 from app.platforms.fly.errors import RanOut, classify
@@ -35,14 +35,19 @@ def authorization(token: str) -> str:
     return f"{'FlyV1' if token.startswith(_MACAROONS) else 'Bearer'} {token}"
 
 
-def budget() -> Budget:
+def allowance(account: str) -> Allowance:
     """Return Fly's limits: per action and object 1/s, burst 3; for a look at a machine 5/s, burst 10 (fly.md §1)."""
 
-    def bucket(operation: str) -> Bucket:
+    def limit(operation: str) -> Limit:
         per_second, burst = (5, 10) if operation == "get machine" else (1, 3)
-        return Bucket(platform=NAME, limit=per_second, window=1, burst=burst)
+        return Limit(limit=per_second, window=1, burst=burst, remaining="", reset="")
 
-    return PerObject(make=bucket)
+    return Allowance(platform=NAME, account=account, limit=limit, per_object=True)
+
+
+def budget() -> Budget:
+    """Return a budget of this process alone."""
+    return in_memory(allowance(""))
 
 
 class FlyClient:

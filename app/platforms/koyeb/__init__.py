@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 import httpx
 
 from app.platforms.base import Platform, Traits
-from app.platforms.budget import Budget
+from app.platforms.budget import Allowance, Budget
 from app.platforms.koyeb.builders import KoyebBuilders
-from app.platforms.koyeb.client import NAME, Client
+from app.platforms.koyeb.client import NAME, Client, allowance
 from app.platforms.koyeb.common import POLL_SECONDS, Account
 from app.platforms.koyeb.services import KoyebServices
 from app.settings import KoyebSettings, Settings
@@ -43,6 +43,12 @@ def missing(settings: Settings) -> tuple[str, ...]:
     koyeb = settings.koyeb or KoyebSettings()
     needed = {"SLIPWAY_KOYEB__ENABLED": koyeb.enabled, "SLIPWAY_KOYEB__TOKEN": koyeb.token is not None}
     return tuple(name for name, there in needed.items() if not there)
+
+
+def allowance_of(settings: Settings) -> Allowance:
+    """Return how the account's requests are counted."""
+    assert settings.koyeb is not None
+    return allowance(settings.koyeb.account)
 
 
 @asynccontextmanager

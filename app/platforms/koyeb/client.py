@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from app.platforms.base import Rejected
-from app.platforms.budget import Bucket, Kind
+from app.platforms.budget import Allowance, Kind, Limit, in_memory
 from app.platforms.failures import Missing
 from app.platforms.http import JsonApi, Params
 from app.platforms.koyeb.answers import (
@@ -47,11 +47,17 @@ Json = dict[str, Any]
 P = TypeVar("P", bound=Page)
 
 
+def allowance(account: str) -> Allowance:
+    """Return what an account may send; each answer tells what is left."""
+    limit = Limit(limit=REQUESTS, window=WINDOW)
+    return Allowance(platform=NAME, account=account, limit=lambda _operation: limit)
+
+
 class Client:
     """One account. ``api.requests`` counts per operation."""
 
     def __init__(self, token: str, api_url: str, **options: Any) -> None:
-        budget = options.pop("budget", None) or Bucket(platform=NAME, limit=REQUESTS, window=WINDOW)
+        budget = options.pop("budget", None) or in_memory(allowance(""))
         self.api = JsonApi(
             NAME,
             api_url,

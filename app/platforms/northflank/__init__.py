@@ -10,14 +10,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from app.platforms.base import Platform, Traits
-from app.platforms.budget import Budget
+from app.platforms.budget import Allowance, Budget
+from app.platforms.northflank import client as wire
 from app.platforms.northflank.builders import NorthflankBuilders
-from app.platforms.northflank.client import NAME, Client, budget
+from app.platforms.northflank.client import NAME, Client
 from app.platforms.northflank.edge import Edge
 from app.platforms.northflank.services import NorthflankServices
 from app.settings import Settings
 
-__all__ = ["NorthflankPlatform", "create", "missing", "opened", "traits"]
+__all__ = ["NorthflankPlatform", "allowance_of", "create", "missing", "opened", "traits"]
 
 _TRAITS = Traits(
     scale_to_zero="manual",
@@ -41,6 +42,12 @@ def traits(settings: Settings) -> Traits:
 def missing(settings: Settings) -> tuple[str, ...]:
     """Return the settings without which Northflank is not offered."""
     return () if settings.northflank else ("SLIPWAY_NORTHFLANK__TOKEN", "SLIPWAY_NORTHFLANK__PROJECT")
+
+
+def allowance_of(settings: Settings) -> Allowance:
+    """Return how the account's requests are counted."""
+    assert settings.northflank is not None
+    return wire.allowance(settings.northflank.account, settings.northflank.requests_per_hour)
 
 
 class NorthflankPlatform:
@@ -85,7 +92,7 @@ def create(
     """
     own = settings.northflank
     assert own is not None
-    allowance = allowance or budget(own.requests_per_hour)
+    allowance = allowance or wire.budget(own.requests_per_hour)
     running = Client(own, own.project, budget=allowance, **client)
     building = Client(own, own.builders_project or own.project, budget=allowance, **client)
     asks = Edge(**edge)
@@ -99,9 +106,9 @@ def create(
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncGenerator[Platform, None]:
+async def opened(settings: Settings, *, budget: Budget | None = None) -> AsyncGenerator[Platform, None]:
     """Give the platform for as long as the process holds it."""
-    made = create(settings)
+    made = create(settings, allowance=budget)
     try:
         yield made.platform
     finally:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 
 from app.platforms.base import LogLine, PlatformError, Transient
-from app.platforms.budget import Bucket, Budget, Kind
+from app.platforms.budget import Allowance, Budget, Kind, Limit, in_memory
 from app.platforms.failures import Conflict, Missing
 from app.platforms.http import Answer, JsonApi, Params
 from app.platforms.northflank.answers import (
@@ -48,9 +48,15 @@ _LOG_DAYS = 3
 T = TypeVar("T")
 
 
-def budget(requests_per_hour: int) -> Budget:
+def allowance(account: str, requests_per_hour: int) -> Allowance:
     """Return one account's limit for all it does; each answer tells what is left."""
-    return Bucket(platform=NAME, limit=requests_per_hour, window=WINDOW)
+    limit = Limit(limit=requests_per_hour, window=WINDOW)
+    return Allowance(platform=NAME, account=account, limit=lambda _operation: limit)
+
+
+def budget(requests_per_hour: int) -> Budget:
+    """Return a budget of this process alone."""
+    return in_memory(allowance("", requests_per_hour))
 
 
 class Seldom:

@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from app.platforms.base import Platform, Size, Traits
-from app.platforms.budget import Bucket, Budget
+from app.platforms.budget import Allowance, Budget, Limit, in_memory
 from app.platforms.railway.builders import RailwayBuilders
 from app.platforms.railway.client import NAME, TIMEOUT_SECONDS, RailwayApi
 from app.platforms.railway.objects import Objects
 from app.platforms.railway.services import POLL_SECONDS, START_SECONDS, RailwayServices
 from app.settings import Settings
 
-__all__ = ["RailwayPlatform", "create", "missing", "opened", "traits"]
+__all__ = ["RailwayPlatform", "allowance_of", "create", "missing", "opened", "traits"]
 
 IDLE_SECONDS = 600
 TRAITS = Traits(
@@ -56,6 +56,16 @@ def missing(settings: Settings) -> tuple[str, ...]:
     return () if settings.railway is not None else tuple(f"SLIPWAY_RAILWAY__{n}" for n in needed)
 
 
+def allowance_of(settings: Settings) -> Allowance:
+    """Return how the account's requests are counted: an hour's, by plan, of which a tenth may go at once."""
+    railway = settings.railway
+    assert railway is not None
+    requests, _ = PLANS[railway.plan]
+    # The reset header holds a time of day, which a bucket must not take for seconds.
+    limit = Limit(limit=requests, window=3600, burst=requests / 10, reset="")
+    return Allowance(platform=NAME, account=railway.account, limit=lambda _operation: limit)
+
+
 class RailwayPlatform:
     """The two capabilities over one client. Close it with ``aclose``."""
 
@@ -81,9 +91,8 @@ def create(
     """Make the platform from ``settings.railway``; everything with a default is for tests and for imitations."""
     railway = settings.railway
     assert railway is not None
-    requests, most = PLANS[railway.plan]
-    # The reset header holds a time of day, which a bucket must not take for seconds.
-    account = budget or Bucket(platform=NAME, limit=requests, window=3600, burst=requests / 10, reset="")
+    _, most = PLANS[railway.plan]
+    account = budget or in_memory(allowance_of(settings))
     api = RailwayApi(railway.api_url, railway.token.get_secret_value(), budget=account, timeout=timeout, sleep=sleep)
     ours = Objects(api, project=railway.project, environment=railway.environment, kind="svc", most=most)
     theirs = Objects(
@@ -103,9 +112,9 @@ def create(
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncGenerator[Platform, None]:
+async def opened(settings: Settings, *, budget: Budget | None = None) -> AsyncGenerator[Platform, None]:
     """Give the platform for as long as the process holds it."""
-    made = create(settings)
+    made = create(settings, budget=budget)
     try:
         yield made.platform
     finally:

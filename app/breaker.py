@@ -1,0 +1,137 @@
+"""Circuit breakers: a target that keeps failing is left alone for a while, then one caller tries it for all.
+
+A target is a platform's region, for one operation. Rows in PostgreSQL are what all workers know of it: none, or a few failures,
+is *closed*; ``FAILURES`` in a row open it; once ``open_until`` is past it is *half open*, and whoever claims the probe goes
+first, while the rest still stay away. A success removes the row, a failed probe opens it again for twice as long. What stops
+or deletes something never asks here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+from sqlalchemy import case, delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql import ColumnElement
+
+from app.db import Sessions, alone
+from app.models import Breaker
+
+log = structlog.get_logger()
+
+LAUNCH, DEPLOY = "launch", "deploy"
+FAILURES = 5
+"""So many in a row open it …"""
+WINDOW_SECONDS = 180.0
+"""… unless so long a time lies between one and the next."""
+OPEN_SECONDS = 30.0
+LONGEST_SECONDS = 600.0
+PROBE_SECONDS = 300.0
+"""How long a probe may take: longer than a launch."""
+
+
+@dataclass(frozen=True)
+class Shut:
+    """Why a target is left alone, and in how many seconds somebody may try it."""
+
+    message: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of some targets: those to leave alone, and all that have failed of late."""
+
+    shut: Mapping[str, Shut]
+    troubled: frozenset[str]
+
+
+async def look(session: AsyncSession, platform: str, regions: Sequence[str], operation: str) -> Seen:
+    """Return which of the regions are to be left alone now; a half-open one that is not among them is the caller's to probe.
+
+    One query where nothing has failed. A claimed probe holds from the caller's commit on.
+    """
+    these = (Breaker.platform == platform, Breaker.operation == operation, Breaker.region.in_(regions))
+    left = func.extract("epoch", func.greatest(Breaker.open_until, Breaker.probe_until) - func.clock_timestamp())
+    rows = (
+        await session.execute(select(Breaker.region, Breaker.open_until, Breaker.message, left).where(*these))
+    ).all()
+    shut = {}
+    for row in rows:
+        if row.open_until is None or await _probe(session, platform, row.region, operation):
+            continue
+        shut[row.region] = Shut(f"left alone after it failed repeatedly: {row.message}", max(1.0, float(row[3])))
+    return Seen(shut, frozenset(r.region for r in rows))
+
+
+async def _probe(session: AsyncSession, platform: str, region: str, operation: str) -> bool:
+    """Claim the probe of a target that is open, if it is time and nobody else has; a dead prober's claim ends by itself."""
+    now = func.clock_timestamp()
+    due = (Breaker.open_until <= now, or_(Breaker.probe_until.is_(None), Breaker.probe_until <= now))
+    claim = update(Breaker).where(*_target(platform, region, operation), *due)
+    claim = claim.values(probe_until=now + timedelta(seconds=PROBE_SECONDS))
+    return (await session.execute(claim.returning(Breaker.region))).first() is not None
+
+
+async def failed(sessions: Sessions, platform: str, region: str, operation: str, message: str) -> None:
+    """Note that a call found no room or no answer; enough of them in a row, or a failed probe, open the breaker."""
+    now = func.clock_timestamp()
+    long_ago = Breaker.open_until.is_(None) & (Breaker.failed_at < now - timedelta(seconds=WINDOW_SECONDS))
+    failures = case((long_ago, 1), else_=Breaker.failures + 1)
+    opens = case((Breaker.open_until.is_(None), failures >= FAILURES), else_=Breaker.open_until <= now)
+    # 2^trips is bounded before it is used: a target may stay away for weeks.
+    seconds = func.least(LONGEST_SECONDS, OPEN_SECONDS * func.power(2, func.least(Breaker.trips, 10)))
+    new = insert(Breaker).values(platform=platform, region=region, operation=operation, failures=1, message=message)
+    noted = new.on_conflict_do_update(
+        index_elements=["platform", "region", "operation"],
+        set_={
+            "failures": failures,
+            "failed_at": now,
+            "message": message,
+            "trips": Breaker.trips + case((opens, 1), else_=0),
+            "open_until": case((opens, now + func.make_interval(0, 0, 0, 0, 0, 0, seconds)), else_=Breaker.open_until),
+            "probe_until": case((opens, None), else_=Breaker.probe_until),
+        },
+    )
+    async with alone(sessions) as session:
+        row = (await session.execute(noted.returning(Breaker.open_until, Breaker.trips))).one()
+    if row.open_until is not None:
+        target = {"platform": platform, "region": region, "operation": operation}
+        log.warning("a target is left alone", **target, times=row.trips, error=message)
+
+
+async def succeeded(sessions: Sessions, platform: str, region: str, operation: str) -> None:
+    """Note that a call was answered: the breaker is closed, and all is forgotten."""
+    async with alone(sessions) as session:
+        await session.execute(delete(Breaker).where(*_target(platform, region, operation)))
+
+
+def _target(platform: str, region: str, operation: str) -> tuple[ColumnElement[bool], ...]:
+    return (Breaker.platform == platform, Breaker.region == region, Breaker.operation == operation)
+
+
+@dataclass(frozen=True)
+class State:
+    """A target that has failed of late, for people; ``seconds`` until it may be tried again."""
+
+    platform: str
+    region: str
+    operation: str
+    state: str
+    failures: int
+    seconds: float
+    message: str
+
+
+async def states(session: AsyncSession) -> list[State]:
+    """Return all that have failed of late: ``closed``, ``open`` or ``half_open``."""
+    left = func.extract("epoch", Breaker.open_until - func.clock_timestamp())
+    statement = select(Breaker, left).order_by(Breaker.platform, Breaker.region, Breaker.operation)
+    found = []
+    for row, seconds in (await session.execute(statement)).all():
+        state = "closed" if seconds is None else "open" if seconds > 0 else "half_open"
+        away = max(0.0, float(seconds or 0))
+        found.append(State(row.platform, row.region, row.operation, state, row.failures, away, row.message))
+    return found
