@@ -131,7 +131,7 @@ async def states(session: AsyncSession) -> list[State]:
     statement = select(Breaker, left).order_by(Breaker.platform, Breaker.region, Breaker.operation)
     found = []
     for row, seconds in (await session.execute(statement)).all():
-        state = "closed" if seconds is None else "open" if seconds > 0 else "half_open"
+        state = "closed" if row.open_until is None else "open" if seconds > 0 else "half_open"
         away = max(0.0, float(seconds or 0))
         found.append(State(row.platform, row.region, row.operation, state, row.failures, away, row.message))
     return found

@@ -90,6 +90,11 @@ class BuilderBlock(Body):
     """Where and how large the builder is."""
 
     platform: PlatformName | None = None
+    fallback: tuple[PlatformName, ...] | None = Field(
+        None,
+        max_length=8,
+        description="Platforms to build on, in order, where the first has no room; null: the operator's.",
+    )
     cpus: float = Field(2, gt=0, le=64, allow_inf_nan=False)
     memory_mb: int = Field(2048, ge=256, le=262144)
     timeout_seconds: int = Field(900, ge=10, le=7200)

@@ -103,6 +103,8 @@ class RailwaySettings(BaseModel):
 
     token: SecretStr
     """A workspace token: account and project tokens see too much or too little."""
+    account: str = "main"
+    """Names the account: the processes that use one account under one name share its request budget."""
     project: str
     environment: str
     builders_project: str

@@ -62,12 +62,14 @@ class Diagnostic(Answer):
 
 
 class Tried(Answer):
-    """A builder that did not work out."""
+    """A place that did not work out; `times` counts a wait for room that was in vain more than once."""
 
     attempt: int
     platform: str
+    region: str | None = None
     reason: Reason
     message: str
+    times: int = 1
 
 
 class SizeOut(Answer):

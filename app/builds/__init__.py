@@ -2,6 +2,7 @@
 
 1. ``submit`` writes the build and its first job in one transaction: *queued*.
 2. ``dispatch`` takes a free slot, writes the run, launches a builder under the run's name: *dispatching*, then *building*.
+   ``targets`` says on which platforms and in which regions, ``launch`` goes through the regions.
 3. ``report`` hears the builder while it works: claim, logs, heartbeats, push grant. ``complete`` takes its signed last
    word: the image is checked in the registry, and artifact and next job are one transaction: *promoting*, or *succeeded*
    without a service.

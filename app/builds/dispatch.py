@@ -6,7 +6,7 @@ name we know. The completion may arrive before the launch call has returned: the
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 
@@ -15,22 +15,21 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, outbox, queue, store
-from app.builds import slots
+from app import breaker, faults, outbox, queue, store
+from app.builds import slots, targets
 from app.builds.ending import end_run, requeue
+from app.builds.launch import Launch, somewhere
 from app.context import Context
 from app.ids import new_id, remote_name
 from app.lifecycle import BuildStatus, Reason, RunStatus
 from app.models import Build, Run
 from app.platforms.base import (
-    Builders,
-    BuilderSpec,
     Launched,
     Misconfigured,
     NoCapacity,
     PlatformError,
+    RateLimited,
     Rejected,
-    Size,
     Transient,
     Unsupported,
 )
@@ -45,6 +44,8 @@ CLAIM_SECONDS = 20
 RENEW_SECONDS = 5.0
 RUNNING_CHECK_SECONDS = 15
 MISCONFIGURED_SECONDS = 60
+PATIENCE_SECONDS = 30
+"""A request budget that is empty for longer is no room: the build must not hold its slot until there is more."""
 
 
 async def dispatch(context: Context, build_id: str) -> None:
@@ -56,8 +57,8 @@ async def dispatch(context: Context, build_id: str) -> None:
         build = await session.get(Build, build_id)
         if build is None:
             return
-        run = await _resume(session, build) if build.status == BuildStatus.DISPATCHING else None
-        if run is None:
+        launch = await _resume(context, session, build) if build.status == BuildStatus.DISPATCHING else None
+        if launch is None:
             chosen = await slots.pick(context, session, build.builder_platform)
             if chosen is None:
                 if build.status == BuildStatus.QUEUED:
@@ -67,14 +68,23 @@ async def dispatch(context: Context, build_id: str) -> None:
                 # Another's turn: this one's nudge is used up, so it gets one more, by which it is launched or held.
                 host_bound = context.catalog.host_bound(build.builder_platform)
                 outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, once=False))
-            build, run = chosen, await _claim(context, session, chosen)
+            build, launch = chosen, await _claim(context, session, chosen)
+    if launch is None:
+        return
     faults.at("dispatch.claimed")
-    async with claimed(context, run):
-        await _launch(context, build, run)
+    async with claimed(context, launch.run):
+        await _launch(context, build, launch)
 
 
-async def _claim(context: Context, session: AsyncSession, build: Build) -> Run:
-    """Move the build into its slot and write the run; the row is locked, so the move can't lose."""
+async def _claim(context: Context, session: AsyncSession, build: Build) -> Launch | None:
+    """Move the build into its slot and write the run; the row is locked, so the move can't lose.
+
+    None when every region of the platform is to be left alone: the build goes on to its next platform.
+    """
+    regions, seen = await targets.admitted(context, session, build)
+    if not regions:
+        await targets.pass_over(context, session, build, seen.shut)
+        return None
     moved = await store.move(
         session,
         build,
@@ -100,10 +110,10 @@ async def _claim(context: Context, session: AsyncSession, build: Build) -> Run:
         deadline_at=func.now() + timedelta(seconds=LAUNCH_SECONDS + build.spec["builder"]["timeout_seconds"]),
     )
     store.record(session, run, "run.launching", {"platform": run.platform, "attempt": run.attempt})
-    return run
+    return Launch(run, regions, seen)
 
 
-async def _resume(session: AsyncSession, build: Build) -> Run | None:
+async def _resume(context: Context, session: AsyncSession, build: Build) -> Launch | None:
     """Return the run whose launch was cut short, counted as tried once more; None when somebody is still at it."""
     due = (Build.id == build.id, Build.status == BuildStatus.DISPATCHING, Build.next_check_at <= func.now())
     statement = update(Build).where(*due).values(next_check_at=func.now() + timedelta(seconds=CLAIM_SECONDS))
@@ -115,7 +125,10 @@ async def _resume(session: AsyncSession, build: Build) -> Run | None:
     if run.status != RunStatus.LAUNCHING or run.handle is not None:
         return None
     run.launch_tries += 1
-    return run
+    # No breaker is asked: there may be a machine already, in whichever region, and the launch finds it by its name.
+    entry = context.catalog.entry(run.platform)
+    regions = targets.regions(entry, build) if entry else ("",)
+    return Launch(run, regions, breaker.Seen({}, frozenset(regions)))
 
 
 @contextlib.asynccontextmanager
@@ -141,7 +154,8 @@ async def _renew(context: Context, run: Run, every: float) -> None:
             log.warning("launch could not be renewed; trying again", run_id=run.id, error=str(e))
 
 
-async def _launch(context: Context, build: Build, run: Run) -> None:
+async def _launch(context: Context, build: Build, launch: Launch) -> None:
+    run = launch.run
     platform = context.platform(run.platform)
     if platform is None or platform.builders is None:
         message = f"{run.platform} is not offered any more"
@@ -152,59 +166,35 @@ async def _launch(context: Context, build: Build, run: Run) -> None:
         await _give_up(context, build, run, Reason.BUILDER_LOST, message, 5)
         return
     try:
-        async with asyncio.timeout(LAUNCH_SECONDS):
-            launched = await platform.builders.launch(_spec(context, platform.builders, build, run))
+        launched = await somewhere(context, platform, platform.builders, build, launch, LAUNCH_SECONDS)
     except (Rejected, Unsupported) as e:
         await _give_up(context, build, run, Reason.PLATFORM_REJECTED, str(e), None)
-    except NoCapacity as e:
-        await _give_up(context, build, run, Reason.NO_CAPACITY, str(e), 15)
+    except NoCapacity:
+        await _give_up(context, build, run, Reason.NO_CAPACITY, targets.story(launch.full), 0, launch.full)
     except Misconfigured as e:
         log.error("platform misconfigured", platform=run.platform, build_id=build.id, error=str(e))
         await _give_up(context, build, run, Reason.PLATFORM_MISCONFIGURED, str(e), MISCONFIGURED_SECONDS)
     except (PlatformError, TimeoutError) as e:
+        if isinstance(e, RateLimited) and (e.retry_after or 0) > PATIENCE_SECONDS:
+            await _give_up(context, build, run, Reason.NO_CAPACITY, str(e), e.retry_after, launch.full)
+            return
         # The outcome is unknown: the same run, under the same name, is tried again and finds what is there.
         wait = e.retry_after if isinstance(e, Transient) and e.retry_after else min(2.0**run.launch_tries, 60)
         log.warning("launch will be tried again", run_id=run.id, error=str(e) or type(e).__name__, seconds=wait)
         await _again(context, build, wait)
     else:
         faults.at("dispatch.launched")
-        await _record(context, build, run, launched)
+        await _record(context, build, launch, launched)
         faults.at("dispatch.recorded")
 
 
-def _spec(context: Context, builders: Builders, build: Build, run: Run) -> BuilderSpec:
-    wish = build.spec["builder"]
-    entry = context.catalog.entries[run.platform]
-    size = Size(cpus=wish["cpus"], memory_mb=wish["memory_mb"])
-    url = context.settings.public_url if entry.traits.remote else context.settings.api_url
-    assert url is not None  # refused at submit
-    try:
-        size = builders.fit(size)
-    except Unsupported:
-        if build.spec.get("strict", True):
-            raise
-    return BuilderSpec(
-        name=run.name,
-        image=context.settings.builder_image,
-        size=size,
-        deadline=run.deadline_at,
-        regions=tuple(wish.get("regions", ())),
-        metadata={"build": build.id, "run": run.id, "project": build.project_id},
-        env={
-            "SLIPWAY_URL": url,
-            "SLIPWAY_RUN_ID": run.id,
-            "SLIPWAY_RUN_TOKEN": context.keyring.run_token(run.id, run.key_id),
-            "SLIPWAY_RUN_DEADLINE": str(int(run.deadline_at.timestamp())),
-        },
-    )
-
-
-async def _record(context: Context, build: Build, run: Run, launched: Launched) -> None:
-    effective = asdict(launched.effective)
+async def _record(context: Context, build: Build, launch: Launch, launched: Launched) -> None:
+    effective, run = asdict(launched.effective), launch.run
+    tried = {"tried": targets.together(build.tried, launch.full)} if launch.full else {}
     async with context.sessions.begin() as session:
         # Build before run, as everywhere; False when the builder's own claim was faster, or the build is over.
         await store.move(
-            session, build, BuildStatus.BUILDING, where=(Build.attempt == run.attempt,), next_check_at=None
+            session, build, BuildStatus.BUILDING, where=(Build.attempt == run.attempt,), next_check_at=None, **tried
         )
         # Whatever the status is by now: without its handle the machine is harder to clean up.
         record = update(Run).where(Run.id == run.id)
@@ -235,7 +225,13 @@ async def _again(context: Context, build: Build, seconds: float) -> None:
 
 
 async def _give_up(
-    context: Context, build: Build, run: Run, reason: Reason, message: str, retry_in: float | None
+    context: Context,
+    build: Build,
+    run: Run,
+    reason: Reason,
+    message: str,
+    retry_in: float | None,
+    tried: Sequence[targets.Note] = (),
 ) -> None:
     """End this run; queue the build again in ``retry_in`` seconds, or fail it when that is None or attempts are used up."""
     async with context.sessions.begin() as session:
@@ -249,5 +245,5 @@ async def _give_up(
         if retry_in is None:
             await store.fail(session, current, reason, message)
         else:
-            await requeue(context, session, current, reason, message, delay=retry_in)
+            await requeue(context, session, current, reason, message, delay=retry_in, tried=tried)
         await slots.freed(context, session, run.platform)

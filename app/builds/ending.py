@@ -1,5 +1,6 @@
 """How a run ends, and whether its build gets another: shared by every verb that ends one."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -7,6 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outbox, queue, store
+from app.builds import targets
 from app.context import Context
 from app.lifecycle import BuildStatus, Reason, RunStatus, is_terminal
 from app.models import Build, Run
@@ -22,6 +24,8 @@ ANOTHER_TRY = frozenset(
     }
 )
 """Reasons that another builder may not meet again. Everything else would only fail the same way twice."""
+WAITS = frozenset({Reason.NO_CAPACITY, Reason.PLATFORM_MISCONFIGURED})
+"""Reasons that use up no attempts: no builder ran. The build waits, says so, and ends when its time in the queue is over."""
 
 
 async def lock(session: AsyncSession, run_id: str) -> tuple[Build, Run]:
@@ -51,34 +55,41 @@ async def end_run(
 
 
 async def requeue(
-    context: Context, session: AsyncSession, build: Build, reason: Reason, message: str, *, delay: float = 0
+    context: Context,
+    session: AsyncSession,
+    build: Build,
+    reason: Reason,
+    message: str,
+    *,
+    delay: float = 0,
+    tried: Sequence[targets.Note] = (),
 ) -> None:
     """Put a build whose run failed back into the queue, or fail it when its attempts are used up or it makes no sense.
 
-    A misconfigured platform does not use up attempts: the build waits, says so, and expires in the end.
+    Where there was no room it goes on to the next platform of its list. ``tried`` are the regions that had none.
     """
-    spent = build.attempt >= context.settings.max_run_attempts and reason is not Reason.PLATFORM_MISCONFIGURED
-    tried = [
-        *build.tried,
-        {"attempt": build.attempt, "platform": build.builder_platform, "reason": reason, "message": message},
-    ]
-    if spent or reason not in ANOTHER_TRY:
-        await store.fail(session, build, reason, message, tried=tried[-20:])
+    losses = build.losses + (reason not in WAITS)
+    notes = list(tried) or [targets.note(build, build.builder_platform, "", reason, message)]
+    values: dict[str, Any] = {"losses": losses}
+    if reason not in ANOTHER_TRY or losses >= context.settings.max_run_attempts:
+        await store.fail(session, build, reason, message, tried=targets.together(build.tried, notes), **values)
         return
-    # Who had a builder may wait for another as long as anybody; who found none has waited already.
-    waited = reason in {Reason.NO_CAPACITY, Reason.PLATFORM_MISCONFIGURED}
-    again = func.now() + timedelta(seconds=context.settings.max_queued_seconds)
-    expiry: dict[str, Any] = {} if waited else {"deadline_at": again}
+    if reason not in WAITS:
+        # Who had a builder may wait for another as long as anybody; who found none has waited already.
+        values["deadline_at"] = func.now() + timedelta(seconds=context.settings.max_queued_seconds)
+    elif reason is Reason.NO_CAPACITY:
+        place, more, delay = targets.move_on(context, build, delay)
+        values, notes = values | place, notes + more
     moved = await store.move(
         session,
         build,
         BuildStatus.QUEUED,
         message=message,
-        tried=tried[-20:],
+        tried=targets.together(build.tried, notes),
         not_before=func.now() + timedelta(seconds=delay),
-        **expiry,
+        **values,
         next_check_at=func.now() + timedelta(seconds=delay + 10),
-        event={"reason": reason, "message": message},
+        event={"reason": reason, "message": message} | {k: v for k, v in values.items() if k == "builder_platform"},
     )
     if moved:
         host_bound = context.catalog.host_bound(build.builder_platform)

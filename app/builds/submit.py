@@ -27,7 +27,7 @@ FIRST_CHECK_SECONDS = 30
 
 async def submit(context: Context, session: AsyncSession, project: Project, request: BuildRequest) -> Build:
     """Write a build and all that belongs to it; Refusal says what can't be accepted. The caller commits."""
-    builder, warnings = check_target(context, request)
+    (builder, *fallback), warnings = check_target(context, request)
     source, digest = await _source(context, session, project, request)
     values: dict[str, Any] = {
         "project_id": project.id,
@@ -36,7 +36,7 @@ async def submit(context: Context, session: AsyncSession, project: Project, requ
         "source_digest": digest,
         "spec": {
             "build": request.build.model_dump(mode="json"),
-            "builder": request.builder.model_dump(mode="json") | {"platform": builder},
+            "builder": request.builder.model_dump(mode="json") | {"platform": builder, "fallback": fallback},
             "strict": request.strict,
         },
         "labels": request.labels,
@@ -81,6 +81,7 @@ async def retry(context: Context, session: AsyncSession, old: Build) -> Build:
         "project_id builder_platform service_platform source source_digest spec config secret_versions labels warnings"
     )
     values: dict[str, Any] = {name: getattr(old, name) for name in kept.split()} | {"retry_of": old.id}
+    values["builder_platform"] = old.spec["builder"]["platform"]
     digest = old.source.get("digest")
     if old.source["kind"] == "archive" and not await sources.touch(session, old.project_id, str(digest)):
         raise Refusal(410, "source_gone", f"The source of build {old.id} is past its retention; send it again.")
@@ -100,16 +101,20 @@ async def retry(context: Context, session: AsyncSession, old: Build) -> Build:
 # --------------------------------------------------------------------------------------------------- target
 
 
-def check_target(context: Context, request: BuildRequest) -> tuple[str, list[str]]:
-    """Return the builder's platform and warnings; Refusal (422) names the field that can't be honoured."""
+def check_target(context: Context, request: BuildRequest) -> tuple[list[str], list[str]]:
+    """Return the platforms to build on, in order, and warnings; Refusal (422) names the field that can't be honoured."""
     catalog, settings, warnings = context.catalog, context.settings, list[str]()
     if catalog.entry(request.platform) is None:  # also where nothing shall run: it is a slip of the pen
         raise invalid("platform", unusable(context, request.platform, "services"))
     wanted = request.builder.platform
-    candidates = [wanted] if wanted else [request.platform, *settings.builder_fallback]
-    usable = [c for c in candidates if catalog.usable(c) and catalog.entries[c].builders]
-    if not usable:
-        raise invalid("builder.platform" if wanted else "platform", unusable(context, candidates[0], "builders"))
+    first, asked = wanted or request.platform, request.builder.fallback
+    candidates = [first, *(settings.builder_fallback if asked is None else asked)]
+    usable = list(dict.fromkeys(c for c in candidates if catalog.usable(c) and catalog.entries[c].builders))
+    for name in asked or ():
+        if name not in usable:
+            raise invalid("builder.fallback", unusable(context, name, "builders"))
+    if not usable or (wanted and usable[0] != wanted):
+        raise invalid("builder.platform" if wanted else "platform", unusable(context, first, "builders"))
     builder = usable[0]
     entry = catalog.entries[builder]
     if entry.traits.remote:
@@ -131,7 +136,7 @@ def check_target(context: Context, request: BuildRequest) -> tuple[str, list[str
         check_service(context, request.platform, request.service, strict=request.strict, warnings=warnings)
         if request.build.goarch not in catalog.entries[request.platform].traits.goarch:
             raise invalid("build.goarch", f"{request.platform} can't run {request.build.goarch} programs")
-    return builder, warnings
+    return usable, warnings
 
 
 def check_service(

@@ -8,7 +8,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import db, outbox, queue, store
-from app.builds import slots
+from app.builds import slots, targets
 from app.context import Context
 from app.ids import parse_remote_name
 from app.lifecycle import OPEN_RUN, BuildStatus, Reason, ServiceStatus, is_terminal
@@ -53,6 +53,9 @@ async def _expire(session: AsyncSession) -> int:
         last = build.tried[-1] if build.tried else None
         if last and last["reason"] == Reason.PLATFORM_MISCONFIGURED:
             await store.fail(session, build, Reason.PLATFORM_MISCONFIGURED, last["message"])
+        elif any(t["reason"] == Reason.NO_CAPACITY for t in build.tried):
+            message = f"No platform had room for a builder in time. Tried: {targets.story(build.tried)}"
+            await store.fail(session, build, Reason.NO_CAPACITY, message)
         else:
             why = f" Last try: {last['message']}" if last else ""
             await store.fail(session, build, Reason.EXPIRED, f"No builder was free in time.{why}")

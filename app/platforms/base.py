@@ -103,8 +103,17 @@ class Traits:
     max_idle_seconds: int | None = None
     goarch: tuple[str, ...] = ("amd64",)
     regions: tuple[str, ...] = ()
+    """Those that a request may name, as far as they are known."""
+    default_regions: tuple[str, ...] = ()
+    """Tried in this order when a request names none; empty: the platform chooses."""
     poll_seconds: float = 5.0
     """How often a promote may look at a deploying release."""
+    promote_seconds: float = 60.0
+    """How long a release may take to come up and pass its health check, unless the operator says otherwise."""
+    wake_seconds: float = 30.0
+    """How long a sleeping service may take to listen, unless the operator says otherwise."""
+    list_seconds: float = 0.0
+    """How often a sweep may list what is there: each time costs requests of the account."""
     url_is_stable: bool = True
 
     @property

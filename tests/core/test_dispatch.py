@@ -99,22 +99,21 @@ async def test_a_launch_that_never_answers_ends(here: World) -> None:
     assert here.yard.count("launch") == tries * 3
 
 
-async def test_no_capacity_requeues_and_ends_with_what_was_tried(here: World) -> None:
-    here.yard.misbehave("launch", *(NoCapacity(NAME, "launch", "full") for _ in range(3)))
+async def test_no_capacity_uses_up_no_attempts(here: World) -> None:
+    tries = here.context.settings.max_run_attempts + 1
+    here.yard.misbehave("launch", *(NoCapacity(NAME, "launch", "full") for _ in range(tries)))
     build = await here.submit()
     await here.jobs()
     build = await here.one(Build, id=build.id)
     assert (build.status, len(build.tried)) == ("queued", 1)
     assert await here.sql("select 1 from build where not_before > now()"), "it would be tried again at once"
     assert await here.jobs() == 0
-    for _ in range(2):
+    for _ in range(tries):
         await here.sql("update build set not_before = now()")
         await here.hurry()
     build = await here.one(Build, id=build.id)
-    assert (build.status, build.reason, build.attempt) == ("failed", "no_capacity", 3)
-    assert [(t["attempt"], t["platform"], t["reason"]) for t in build.tried] == [
-        (n, "yard", "no_capacity") for n in (1, 2, 3)
-    ]
+    assert (build.status, build.attempt, build.losses) == ("building", tries + 1, 0)
+    assert [(t["platform"], t["reason"], t["times"]) for t in build.tried] == [("yard", "no_capacity", tries)]
 
 
 @pytest.mark.parametrize("error", [Rejected(NAME, "launch", "no such size"), Unsupported(NAME, "launch", "never")])

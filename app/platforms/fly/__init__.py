@@ -37,6 +37,7 @@ def traits(settings: Settings) -> Traits:
         min_idle_seconds=300,
         max_idle_seconds=600,
         regions=fly.regions if fly else (),
+        default_regions=fly.regions if fly else (),
         poll_seconds=1.0,
     )
 

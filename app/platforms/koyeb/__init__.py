@@ -34,6 +34,7 @@ def traits(settings: Settings) -> Traits:
         max_idle_seconds=koyeb.max_idle_seconds,
         goarch=("amd64",),
         regions=koyeb.regions,
+        default_regions=koyeb.regions,
         poll_seconds=koyeb.poll_seconds,
     )
 

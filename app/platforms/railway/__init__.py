@@ -47,7 +47,10 @@ def traits(settings: Settings) -> Traits:
     if settings.railway is None:
         return TRAITS
     chosen = settings.railway
-    return replace(TRAITS, private_registry=chosen.plan == "pro", max_builders=chosen.max_builders)
+    default = (chosen.region,) if chosen.region else ()
+    return replace(
+        TRAITS, private_registry=chosen.plan == "pro", max_builders=chosen.max_builders, default_regions=default
+    )
 
 
 def missing(settings: Settings) -> tuple[str, ...]:
