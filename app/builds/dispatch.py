@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from typing import Any
 
 import structlog
 from sqlalchemy import func, select, update
@@ -190,7 +191,7 @@ async def _launch(context: Context, build: Build, launch: Launch) -> None:
 
 async def _record(context: Context, build: Build, launch: Launch, launched: Launched) -> None:
     effective, run = asdict(launched.effective), launch.run
-    tried = {"tried": targets.together(build.tried, launch.full)} if launch.full else {}
+    tried: dict[str, Any] = {"tried": targets.together(build.tried, launch.full)} if launch.full else {}
     async with context.sessions.begin() as session:
         # Build before run, as everywhere; False when the builder's own claim was faster, or the build is over.
         await store.move(

@@ -88,7 +88,7 @@ def after(context: Context, build: Build) -> tuple[str, bool, list[Note]]:
     """Return the platform to try next, whether that begins a new round, and notes of those that can't build it."""
     names = listed(build)
     at = names.index(build.builder_platform) if build.builder_platform in names else len(names) - 1
-    notes = []
+    notes: list[Note] = []
     for name in names[at + 1 :]:
         why = cannot(context, name, build)
         if why is None:

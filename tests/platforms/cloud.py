@@ -129,12 +129,15 @@ class Support(Protocol):
         """Open our platform with its waits made short."""
 
 
+Open = Callable[[Settings], AbstractAsyncContextManager[Platform]]
+
+
 @dataclass
 class Account:
     """Where the tests run: the platform now in use, how to open another on it, and its imitation unless it is real."""
 
     settings: Settings
-    opened: Callable[[Settings], AbstractAsyncContextManager[Platform]]
+    opened: Open
     imitation: Any
     image: ImageRef
     stack: contextlib.AsyncExitStack
@@ -200,7 +203,8 @@ class Cloud:
         self, request: pytest.FixtureRequest, image: ImageRef, toolbox: Toolbox, tmp_path: Path
     ) -> AsyncGenerator[Platform, None]:
         async with contextlib.AsyncExitStack() as stack:
-            imitation, opened, settings = None, catalog.REMOTE[self.name].opened, Settings()
+            imitation, settings = None, Settings()
+            opened: Open = catalog.REMOTE[self.name].opened
             if request.config.getoption("live"):
                 type(self).seconds = LIVE_SECONDS
             else:

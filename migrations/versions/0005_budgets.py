@@ -1,14 +1,14 @@
 """Request budgets and circuit breakers, which all processes share; lost builders are counted
 
-Revision: 0003, after: 0002
+Revision: 0005, after: 0004
 """
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0003"
-down_revision = "0002"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
