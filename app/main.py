@@ -6,7 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -37,6 +37,10 @@ TAGS = [
 ]
 
 ROUTERS = tuple(m.router for m in (builds, sources, services, platforms, key_routes, projects, runs, health))
+API = APIRouter(generate_unique_id_function=lambda route: route.name)
+"""All routes, put together once per process: FastAPI takes a tenth of a second for it, which every app would pay again."""
+for _router in ROUTERS:
+    API.include_router(_router)
 
 
 def create_app(context: Context) -> FastAPI:
@@ -46,13 +50,11 @@ def create_app(context: Context) -> FastAPI:
         version=__version__,
         summary="Builds agents in ephemeral builders and runs them as services that scale to zero, on any platform.",
         openapi_tags=TAGS,
-        generate_unique_id_function=lambda route: route.name,
+        routes=[*API.routes],
     )
     app.state.context = context
     problems.install(app)
     app.state.doorman = Doorman(context.sessions)
-    for router in ROUTERS:
-        app.include_router(router)
     app.mount("/v2", context.images.asgi)
     # JSON may write a byte as six.
     app.add_middleware(Guard, limit=6 * context.settings.max_inline_bytes + MIB)
