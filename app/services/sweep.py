@@ -11,7 +11,7 @@ from app.context import Context
 from app.lifecycle import BuildStatus, Reason, ReleaseStatus, ServiceStatus
 from app.models import Build, Release, Service
 from app.platforms.base import Phase, PlatformError
-from app.services import retire, sleep_wake
+from app.services import delete, retire, sleep_wake
 from app.services.release import nudge, ref_of
 
 log = structlog.get_logger()
@@ -93,7 +93,9 @@ async def _services(context: Context, session: AsyncSession) -> int:
         job = jobs.get(service.status)
         again = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, AGAIN_SECONDS)
         service.next_check_at = again if job else None
-        if job:
+        if job is queue.Job.DELETE:
+            await delete.nudge(context, session, service)
+        elif job:
             host_bound = context.catalog.host_bound(service.platform)
             outbox.enqueue(session, queue.Nudge(job, service.id, host_bound=host_bound, once=False))
     return len(rows)

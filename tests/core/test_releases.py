@@ -1,10 +1,13 @@
 """Steps back, changes of config, releases that are kept or removed, and the end of a service."""
 
+import dataclasses
+
 import pytest
 
 from app.models import Build, Release, SecretVersion, Service
 from app.platforms.base import Phase, Transient
-from tests.support.platform import NAME
+from app.services import delete
+from tests.support.platform import NAME, TRAITS
 from tests.support.world import World
 
 
@@ -237,6 +240,28 @@ async def test_deletion_is_repeated_until_it_is_done(here: World) -> None:
     await here.reconcile()
     assert (await here.one(Service, id=service.id)).status == "deleted"
     assert here.yard.units == {}
+
+
+@pytest.mark.parametrize("first", ["cloud", "host"])
+async def test_each_part_is_deleted_where_it_can_be_done(here: World, first: str) -> None:
+    """A service with releases on a platform that another process owns, and on one that anybody may call."""
+    _, service, _ = await here.deployed("echo")
+    await patch(here, env={"A": "2"})
+    await here.sql("update release set platform = 'owned' where number = 1")
+    catalog, bound = here.context.catalog, dataclasses.replace(TRAITS, host_bound=True)
+    catalog.entries |= {"owned": dataclasses.replace(here.yard.entry("owned"), traits=bound)}
+    await here.forget_jobs()
+    await here.http.delete("/v1/services/echo")
+    asked = await here.sql("select entrypoint from pgqueuer.pgqueuer order by 1")
+    assert [job.entrypoint for job in asked] == ["delete", "delete.owned"]
+    owner = {"owned": here.yard.platform("owned")}
+    parts = [catalog.held, owner] if first == "cloud" else [owner, catalog.held]
+    for part in parts:
+        assert (await here.one(Service, id=service.id)).status == "deleting"
+        catalog.held = dict(part)
+        await delete.delete(here.context, service.id)
+    assert (await here.one(Service, id=service.id)).status == "deleted"
+    assert [(r.status, r.retired_at is not None) for r in await here.rows(Release)] == [("superseded", True)] * 2
 
 
 async def test_a_build_of_a_deleted_service_is_canceled_and_not_retried(here: World) -> None:
