@@ -11,7 +11,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import __version__, db, faults, keys, leases
-from app.api import builds, health, platforms, problems, projects, runs, services, sources
+from app.api import builds, health, once, platforms, problems, projects, runs, services, sources
 from app.api import keys as key_routes
 from app.api.guard import Guard
 from app.budgets import SharedBudget
@@ -54,6 +54,7 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     problems.install(app)
+    once.install(app)
     app.state.doorman = Doorman(context.sessions)
     app.mount("/v2", context.images.asgi)
     # JSON may write a byte as six.

@@ -445,6 +445,23 @@ class Event(Base):
     )
 
 
+class IdempotencyKey(Base):
+    """What a POST with an ``Idempotency-Key`` was answered; written in the transaction of its effect, kept for a day."""
+
+    __tablename__ = "idempotency_key"
+    project_id: Mapped[str] = mapped_column(String(32, collation="C"), ForeignKey("project.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255, collation="C"), primary_key=True)
+    key_id: Mapped[str] = mapped_column(String(64))
+    """Which secret key the fingerprint comes from."""
+    fingerprint: Mapped[bytes]
+    status: Mapped[int]
+    media_type: Mapped[str | None]
+    location: Mapped[str | None]
+    body: Mapped[Json | None]
+    created_at: Mapped[datetime] = _now()
+    __table_args__ = (Index("ix_idempotency_key_created_at", "created_at"),)
+
+
 class GatewayLease(Base):
     """What one gateway process has open to one service. A service sleeps only when no live lease has any in flight."""
 

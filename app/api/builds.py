@@ -8,6 +8,7 @@ from fastapi.responses import PlainTextResponse
 from sqlalchemy import select
 
 from app.api.deps import BuildsRead, BuildsWrite, Ctx, Cursor, Db, KeyHolder, Limit, decode_cursor, encode_cursor, need
+from app.api.once import OnceOnly, OnceRoute
 from app.api.problems import responses
 from app.api.schemas import BuildDetail, BuildOut, EventOut, LogLineOut, Page
 from app.api.views import build_detail, build_out
@@ -17,14 +18,21 @@ from app.lifecycle import BuildStatus
 from app.models import Build, Event, Run, RunLog, Service
 from app.requests import BuildRequest, Scope
 
-router = APIRouter(prefix="/v1/builds", tags=["builds"])
+router = APIRouter(prefix="/v1/builds", tags=["builds"], route_class=OnceRoute)
 
 MAX_LOG_LINES = 5000
 
 
 @router.post("", status_code=202, responses=responses(409, 413))
 async def create_build(
-    body: BuildRequest, context: Ctx, project: BuildsWrite, holder: KeyHolder, request: Request, response: Response
+    body: BuildRequest,
+    context: Ctx,
+    project: BuildsWrite,
+    holder: KeyHolder,
+    once: OnceOnly,
+    session: Db,
+    request: Request,
+    response: Response,
 ) -> BuildDetail:
     """Build a source and, when `service` is given, promote it. Answers at once; follow the build at `Location`.
 
@@ -32,12 +40,9 @@ async def create_build(
     """
     if body.service is not None:
         need(holder, Scope.SERVICES_WRITE)
-    async with context.sessions.begin() as session:
-        build = await submit.submit(context, session, project, body)
-        answer = await build_detail(session, build)
-    submit.committed()
+    build = await submit.submit(context, session, project, body)
     response.headers["Location"] = f"{request.url.path.rstrip('/')}/{build.id}"
-    return answer
+    return await build_detail(session, build)
 
 
 @router.get("", responses=responses())
@@ -136,7 +141,13 @@ async def cancel_build(build_id: str, context: Ctx, project: BuildsWrite, sessio
 
 @router.post("/{build_id}/retry", status_code=202, responses=responses(404, 409, 410))
 async def retry_build(
-    build_id: str, context: Ctx, project: BuildsWrite, holder: KeyHolder, session: Db, response: Response
+    build_id: str,
+    context: Ctx,
+    project: BuildsWrite,
+    holder: KeyHolder,
+    once: OnceOnly,
+    session: Db,
+    response: Response,
 ) -> BuildDetail:
     """Send an ended build again: same source, same secret versions, a new build."""
     old = await submit.find(session, project, build_id, lock=True)

@@ -8,6 +8,7 @@ from sqlalchemy import func, or_, select
 
 from app import keys
 from app.api.deps import Admin, Cursor, Db, Limit, decode_cursor, encode_cursor, get_doorman
+from app.api.once import Once, OnceOnly, OnceRoute
 from app.api.problems import responses
 from app.api.schemas import ApiKeyOut, NewApiKey, Page
 from app.errors import forbidden
@@ -15,18 +16,18 @@ from app.keys import Doorman, Holder
 from app.models import ApiKey, Project
 from app.requests import KeyRequest, KeyRotation, ProjectName
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"])
+router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=OnceRoute)
 
 ItsProject = Annotated[ProjectName | None, Query(alias="project", description="For the operator: another project.")]
 Door = Annotated[Doorman, Depends(get_doorman)]
 
 
 @router.post("", status_code=201, responses=responses(403, 404))
-async def create_key(body: KeyRequest, caller: Admin, session: Db, response: Response) -> NewApiKey:
+async def create_key(body: KeyRequest, caller: Admin, once: OnceOnly, session: Db, response: Response) -> NewApiKey:
     """Make a key. Its text is in this answer and nowhere else, so keep it."""
     project = await _project(session, caller, body.project)
     row, text = await keys.create(session, project, body.name, scopes=body.scopes, expires_at=body.expires_at)
-    return _shown(row, text, response)
+    return _shown(row, text, response, once)
 
 
 @router.get("", responses=responses(403, 404))
@@ -73,6 +74,7 @@ async def revoke_key(key_id: str, caller: Admin, session: Db, door: Door, projec
 async def rotate_key(
     key_id: str,
     caller: Admin,
+    once: OnceOnly,
     session: Db,
     door: Door,
     response: Response,
@@ -85,7 +87,7 @@ async def rotate_key(
     overlap = timedelta(seconds=(body or KeyRotation()).overlap_seconds)
     fresh, text = await keys.rotate(session, owner, row, overlap)
     door.forget_after(session)
-    return _shown(fresh, text, response)
+    return _shown(fresh, text, response, once)
 
 
 async def _project(session: Db, caller: Holder, name: str | None) -> Project:
@@ -97,7 +99,9 @@ async def _project(session: Db, caller: Holder, name: str | None) -> Project:
     return await keys.project_named(session, name)
 
 
-def _shown(row: ApiKey, text: str, response: Response) -> NewApiKey:
+def _shown(row: ApiKey, text: str, response: Response, once: Once | None) -> NewApiKey:
+    if once is not None:
+        once.hides = ("key",)
     response.headers["Location"] = f"/v1/keys/{row.id}"
     response.headers["Cache-Control"] = "no-store"
     return NewApiKey(**ApiKeyOut.model_validate(row).model_dump(), key=text)

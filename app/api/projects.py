@@ -5,17 +5,20 @@ from sqlalchemy import select
 
 from app import keys
 from app.api.deps import Caller, Cursor, Db, KeyHolder, Limit, Operator, decode_cursor, encode_cursor
+from app.api.once import OnceOnly, OnceRoute
 from app.api.problems import responses
 from app.api.schemas import Page, ProjectOut
 from app.errors import not_found
 from app.models import Project
 from app.requests import ProjectPatch, ProjectRequest
 
-router = APIRouter(prefix="/v1/projects", tags=["projects"])
+router = APIRouter(prefix="/v1/projects", tags=["projects"], route_class=OnceRoute)
 
 
 @router.post("", status_code=201, responses=responses(403, 409))
-async def create_project(body: ProjectRequest, operator: Operator, session: Db, response: Response) -> ProjectOut:
+async def create_project(
+    body: ProjectRequest, operator: Operator, once: OnceOnly, session: Db, response: Response
+) -> ProjectOut:
     """Make a project; it needs a key next: `POST /v1/keys` with its name."""
     project = await keys.create_project(session, **body.model_dump())
     response.headers["Location"] = f"/v1/projects/{project.name}"

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy import select
 
 from app.api.deps import Ctx, Cursor, Db, Limit, ServicesRead, ServicesWrite, decode_cursor, encode_cursor
+from app.api.once import OnceOnly, OnceRoute
 from app.api.problems import responses
 from app.api.schemas import LogLineOut, Page, ReleaseOut, ServiceOut
 from app.api.views import release_out, service_out
@@ -19,7 +20,7 @@ from app.requests import ReleaseRequest, RollbackRequest, ServicePatch
 from app.services import delete, rollback, sleep_wake
 from app.services.release import find, ref_of
 
-router = APIRouter(prefix="/v1/services", tags=["services"])
+router = APIRouter(prefix="/v1/services", tags=["services"], route_class=OnceRoute)
 
 
 @router.get("", responses=responses())
@@ -83,7 +84,7 @@ async def list_releases(
 
 @router.post("/{name}/releases", status_code=202, responses=responses(404, 409))
 async def create_release(
-    name: str, body: ReleaseRequest, context: Ctx, project: ServicesWrite, session: Db
+    name: str, body: ReleaseRequest, context: Ctx, project: ServicesWrite, once: OnceOnly, session: Db
 ) -> ReleaseOut:
     """Promote an artifact again, with the live config."""
     service = await find(session, project, name, lock=True)
@@ -92,7 +93,7 @@ async def create_release(
 
 @router.post("/{name}/rollback", status_code=202, responses=responses(404, 409))
 async def rollback_service(
-    name: str, context: Ctx, project: ServicesWrite, session: Db, body: RollbackRequest | None = None
+    name: str, context: Ctx, project: ServicesWrite, once: OnceOnly, session: Db, body: RollbackRequest | None = None
 ) -> ReleaseOut:
     """Go back to the release before the live one, or to the one named; makes a new release."""
     service = await find(session, project, name, lock=True)

@@ -5,17 +5,18 @@ import tempfile
 from collections.abc import AsyncIterator
 from typing import IO
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from sqlalchemy import select
 
-from app.api.deps import BuildsWrite, Ctx
+from app.api.deps import BuildsWrite, Ctx, Db
+from app.api.once import OnceRoute, OnceStreamed
 from app.api.problems import responses
 from app.api.schemas import SourceOut
 from app.builds import sources
 from app.errors import invalid, too_large
 from app.models import Source
 
-router = APIRouter(prefix="/v1/sources", tags=["sources"])
+router = APIRouter(prefix="/v1/sources", tags=["sources"], route_class=OnceRoute)
 
 BODY = {
     "requestBody": {
@@ -26,7 +27,9 @@ BODY = {
 
 
 @router.post("", status_code=201, responses=responses(413), openapi_extra=BODY)
-async def create_source(request: Request, response: Response, context: Ctx, project: BuildsWrite) -> SourceOut:
+async def create_source(
+    request: Request, context: Ctx, project: BuildsWrite, once: OnceStreamed, session: Db
+) -> SourceOut:
     """Send a gzipped tar; answers with the digest to name in `POST /v1/builds`. The same tree has the same digest."""
     settings = context.settings
     with tempfile.TemporaryFile(prefix="slipway-source-") as file:
@@ -36,11 +39,12 @@ async def create_source(request: Request, response: Response, context: Ctx, proj
         file.seek(0)
         tree = await asyncio.to_thread(sources.read_archive, file, size, settings)
         file.seek(0)
-        async with context.sessions.begin() as session:
-            await sources.save(session, project.id, tree, size, _pieces(file))
-            key = (Source.project_id == project.id, Source.digest == tree.digest)
-            row = (await session.execute(select(Source).where(*key))).scalar_one()
-            return SourceOut.model_validate(row, from_attributes=True)
+        if once is not None:
+            await once.enter(session, tree.digest.encode())
+        await sources.save(session, project.id, tree, size, _pieces(file))
+        key = (Source.project_id == project.id, Source.digest == tree.digest)
+        row = (await session.execute(select(Source).where(*key))).scalar_one()
+        return SourceOut.model_validate(row, from_attributes=True)
 
 
 async def _receive(request: Request, file: IO[bytes], limit: int) -> int:

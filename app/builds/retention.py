@@ -27,6 +27,7 @@ async def keep(context: Context) -> dict[str, int]:
     async with context.sessions.begin() as session:
         removed["run_log"] = await _old(session, "run_log", "created_at", settings.keep_logs_days)
         removed["event"] = await _old(session, "event", "at", settings.keep_events_days)
+        removed["idempotency_key"] = await _old(session, "idempotency_key", "created_at", 1)
         removed["pgqueuer_log"] = await _old(session, "pgqueuer.pgqueuer_log", "created", 1)
         removed["pgqueuer_statistics"] = await _old(session, "pgqueuer.pgqueuer_statistics", "created", 1)
         # After a day without a request a bucket is full, and what failed is worth another try.

@@ -10,7 +10,7 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, outbox, queue, store
+from app import outbox, queue, store
 from app.builds import sources
 from app.context import Context
 from app.errors import Refusal, conflict, invalid, not_found
@@ -65,12 +65,8 @@ async def enter(context: Context, session: AsyncSession, values: dict[str, Any])
     store.record(session, build, "build.queued", {"retry_of": build.retry_of} if build.retry_of else None)
     host_bound = context.catalog.host_bound(build.builder_platform)
     outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound))
+    outbox.mark(session, "submit.committed")
     return build
-
-
-def committed() -> None:
-    """Mark the point right after a submit's commit, for crash tests."""
-    faults.at("submit.committed")
 
 
 async def retry(context: Context, session: AsyncSession, old: Build) -> Build:
