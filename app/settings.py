@@ -6,6 +6,7 @@ tools share keep their own names: ``DATABASE_URL``, ``GOPROXY`` and ``PORT``. Un
 
 import ipaddress
 import os
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, fiel
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Words = Annotated[tuple[str, ...], NoDecode]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode]
 
 MIB = 1024 * 1024
 PULL_SETTINGS = ("SLIPWAY_REGISTRY_PULL_USERNAME", "SLIPWAY_REGISTRY_PULL_PASSWORD")
@@ -171,6 +173,8 @@ class Settings(BaseSettings):
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(8081, ge=0, le=65535)
     gateway_domain: str = "localhost"
+    gateway_trusted_proxies: Networks = ()
+    """Networks of proxies before the gateway: only what these say of a request's scheme and origin is believed."""
     public_url: str | None = None
     """How builders on other machines reach the API (https; plain http on loopback only)."""
 
@@ -250,7 +254,7 @@ class Settings(BaseSettings):
     railway: RailwaySettings | None = None
     northflank: NorthflankSettings | None = None
 
-    @field_validator("builder_fallback", "allow_hosts", mode="before")
+    @field_validator("builder_fallback", "allow_hosts", "gateway_trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return words(value)

@@ -163,10 +163,11 @@ def _passed(headers: Headers) -> Headers:
     return [(name, value) for name, value in headers if name not in _HOP and name not in named]
 
 
-def upstream_request(incoming: Incoming, peer: str, host: bytes | None = None) -> h11.Request:
+def upstream_request(incoming: Incoming, peer: str, host: bytes | None = None, *, trusted: bool = False) -> h11.Request:
     """Write the request for the upstream: hop-by-hop fields gone, the forwarded ones ours.
 
-    ``host`` is for an upstream that finds its services by their own names; the client's is in X-Forwarded-Host either way.
+    A ``trusted`` peer is a proxy of the operator's, whose word on the client's address and scheme is passed on. ``host`` is
+    for an upstream that finds its services by their own names; the client's is in X-Forwarded-Host either way.
     """
     headers: Headers = [(b"host", host or incoming.authority)]
     chunked = any(name == b"transfer-encoding" for name, _ in incoming.headers)
@@ -179,9 +180,11 @@ def upstream_request(incoming: Incoming, peer: str, host: bytes | None = None) -
         headers.append((b"transfer-encoding", b"chunked"))
     if incoming.upgrade is not None:
         headers += ((b"connection", b"upgrade"), (b"upgrade", incoming.upgrade))
+    before = [value for name, value in incoming.headers if trusted and name == b"x-forwarded-for"]
+    schemes = [value for name, value in incoming.headers if trusted and name == b"x-forwarded-proto"]
     headers += (
-        (b"x-forwarded-for", peer.encode("ascii")),
-        (b"x-forwarded-proto", b"http"),
+        (b"x-forwarded-for", b", ".join([*before, peer.encode("ascii")])),
+        (b"x-forwarded-proto", b"https" if schemes == [b"https"] else b"http"),
         (b"x-forwarded-host", incoming.authority),
         (b"x-request-id", incoming.id.encode("ascii")),
         (b"via", b"1.1 slipway"),

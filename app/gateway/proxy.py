@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 import h11
 
@@ -15,6 +16,7 @@ from app.gateway.tunnel import tunnel
 from app.gateway.upload import Upload
 from app.gateway.wire import Wire
 from app.platforms.base import Address
+from app.settings import Networks
 
 # RFC 9110 section 9.2.2
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
@@ -27,9 +29,18 @@ class Proxy:
     routes: Routes
     limits: Limits
     pool: Pool
+    trusted: Networks = ()
     waiting: Counter[str] = field(default_factory=Counter)
     draining: bool = False
     """No request follows on any connection; answers say so."""
+
+    def trusts(self, peer: str) -> bool:
+        """Tell whether the client is a proxy of the operator's."""
+        if not self.trusted or not peer:
+            return False
+        address = ip_address(peer.partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        return any(mapped in network for network in self.trusted)
 
 
 class UpstreamFailedError(Exception):
@@ -126,7 +137,9 @@ class Exchange:
     async def _once(self, upstream: Upstream) -> None:
         done = False
         try:
-            request = upstream_request(self.incoming, self.client.peer, upstream.host)
+            request = upstream_request(
+                self.incoming, self.client.peer, upstream.host, trusted=self.proxy.trusts(self.client.peer)
+            )
             upstream.wire.write(upstream.parser.send(request))
             self._upload.begin(upstream)
             done = await self._relay(upstream)

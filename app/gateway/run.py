@@ -47,6 +47,7 @@ async def serve_gateway(
         limits=limits,
         grace_seconds=grace_seconds,
         access_log=access_log,
+        trusted=context.settings.gateway_trusted_proxies,
     ) as server:
         loops = [
             asyncio.create_task(_every(LEASE_TICK_SECONDS, leases.write)),

@@ -12,15 +12,24 @@ from app.gateway.pool import Pool
 from app.gateway.proxy import Proxy
 from app.gateway.routes import Routes
 from app.gateway.wire import Wire
+from app.settings import Networks
 
 
 class Server:
     """A running gateway; ``port`` is the one it was bound to."""
 
-    def __init__(self, routes: Routes, limits: Limits, *, access_log: bool, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        limits: Limits,
+        *,
+        access_log: bool,
+        tls: ssl.SSLContext | None = None,
+        trusted: Networks = (),
+    ) -> None:
         self.limits = limits
         self.access_log = access_log
-        self.proxy = Proxy(routes, limits, Pool(limits, tls=tls))
+        self.proxy = Proxy(routes, limits, Pool(limits, tls=tls), trusted)
         self.connections: set[Connection] = set()
         self.port = 0
         self._server: asyncio.Server | None = None
@@ -70,12 +79,14 @@ async def serve(
     grace_seconds: float = 10.0,
     access_log: bool = False,
     tls: ssl.SSLContext | None = None,
+    trusted: Networks = (),
 ) -> AsyncIterator[Server]:
     """Serve while the block runs; port 0 takes a free one. Leaving it stops gracefully within ``grace_seconds``.
 
     ``tls`` verifies upstreams with https addresses, by default against the public authorities.
+    ``trusted`` are the networks of the operator's own proxies.
     """
-    server = Server(routes, limits or Limits(), access_log=access_log, tls=tls)
+    server = Server(routes, limits or Limits(), access_log=access_log, tls=tls, trusted=trusted)
     await server.start(host, port, listener)
     try:
         yield server

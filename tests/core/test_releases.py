@@ -249,7 +249,7 @@ async def test_each_part_is_deleted_where_it_can_be_done(here: World, first: str
     await patch(here, env={"A": "2"})
     await here.sql("update release set platform = 'owned' where number = 1")
     catalog, bound = here.context.catalog, dataclasses.replace(TRAITS, host_bound=True)
-    catalog.entries |= {"owned": dataclasses.replace(here.yard.entry("owned"), traits=bound)}
+    catalog.entries = {**catalog.entries, "owned": dataclasses.replace(here.yard.entry("owned"), traits=bound)}
     await here.forget_jobs()
     await here.http.delete("/v1/services/echo")
     asked = await here.sql("select entrypoint from pgqueuer.pgqueuer order by 1")

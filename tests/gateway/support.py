@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Any
 
 import h11
@@ -281,12 +282,16 @@ async def gateway(
     *,
     grace_seconds: float = 5.0,
     tls: ssl.SSLContext | None = None,
+    trusted: str | None = None,
     **services: Upstream | Sleeper,
 ) -> AsyncIterator[Server]:
     """Serve the given services under their names; each must have nothing in flight in the end."""
     sleepers = {name: Sleeper(it.address) if isinstance(it, Upstream) else it for name, it in services.items()}
     routes = MemoryRoutes(**sleepers)
-    async with serve(routes, host="127.0.0.1", port=0, limits=limits, grace_seconds=grace_seconds, tls=tls) as server:
+    networks = (ip_network(trusted),) if trusted else ()
+    async with serve(
+        routes, host="127.0.0.1", port=0, limits=limits, grace_seconds=grace_seconds, tls=tls, trusted=networks
+    ) as server:
         yield server
     assert {name: it.in_flight for name, it in sleepers.items()} == dict.fromkeys(sleepers, 0)
 

@@ -77,6 +77,29 @@ async def test_request_fields_are_ours_or_the_clients_and_never_hop_by_hop() -> 
         assert not {"x-drop", "connection"} & set(fields)
 
 
+@pytest.mark.parametrize(
+    ("trusted", "said", "seen"),
+    [
+        ("127.0.0.0/8", "https", ("https", "1.2.3.4, 127.0.0.1")),
+        ("127.0.0.0/8", "gopher", ("http", "1.2.3.4, 127.0.0.1")),
+        ("10.0.0.0/8", "https", ("http", "127.0.0.1")),
+        (None, "https", ("http", "127.0.0.1")),
+    ],
+)
+async def test_only_a_trusted_proxy_says_where_a_request_came_from(
+    trusted: str | None, said: str, seen: tuple[str, str]
+) -> None:
+    async with (
+        upstream(replying()) as a,
+        gateway(trusted=trusted, a=a) as server,
+        connected(server.port) as client,
+    ):
+        client.get("a.localhost", "/", "GET", "X-Forwarded-For: 1.2.3.4", f"X-Forwarded-Proto: {said}")
+        await client.answer()
+        fields = dict(a.fields())
+        assert (fields["x-forwarded-proto"], fields["x-forwarded-for"]) == seen
+
+
 async def test_answer_fields_pass_but_the_hop_by_hop_ones() -> None:
     fields = ("Connection: X-Drop, keep-alive", "X-Drop: 1", "Keep-Alive: timeout=5", "Set-Cookie: a", "Set-Cookie: b")
     async with upstream(replying(b"ok", *fields)) as a, gateway(a=a) as server, connected(server.port) as client:
