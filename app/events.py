@@ -50,9 +50,14 @@ def settled() -> ColumnElement[bool]:
     return Event.xid < func.pg_snapshot_xmin(func.pg_current_snapshot())
 
 
+def xid8(value: int) -> ColumnElement[int]:
+    """Return a transaction's id as SQL: the driver takes it as text only."""
+    return cast(literal(str(value), String), Xid8)
+
+
 def later(than: Position) -> ColumnElement[bool]:
     """Return the condition that an event comes after a position."""
-    return tuple_(Event.xid, Event.id) > tuple_(cast(literal(str(than.xid), String), Xid8), literal(than.id))
+    return tuple_(Event.xid, Event.id) > tuple_(xid8(than.xid), literal(than.id))
 
 
 async def read(session: AsyncSession, after: Position, limit: int, *where: ColumnElement[bool]) -> list[Event]:

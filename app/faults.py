@@ -46,6 +46,10 @@ POINTS = frozenset(
         "delete.begun",
         "delete.deleted",
         "delete.recorded",
+        "webhook.planned",
+        "webhook.claimed",
+        "webhook.sent",
+        "webhook.recorded",
         # The local platform's own, in the order of a start.
         "local.intent",
         "local.spawn",

@@ -28,6 +28,7 @@ from app.queue import SETTINGS, Job, entrypoint, queries
 from app.services import delete, promote, pull, retire, sleep_wake
 from app.services import sweep as services_sweep
 from app.takeover import take_over
+from app.webhooks import courier
 
 log = structlog.get_logger()
 
@@ -87,6 +88,8 @@ async def work(
             )
             group.create_task(_every(context.settings.sweep_seconds, lambda: sweep(context)), name="sweep")
             group.create_task(_every(RETENTION_SECONDS, lambda: keep(context)), name="retention")
+            if not host_bound_only:
+                group.create_task(courier.deliver(context), name="webhooks")
 
 
 async def _left_loudly(run: Awaitable[None]) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import __version__, db, faults, keys, leases
-from app.api import builds, health, once, platforms, problems, projects, runs, services, sources
+from app.api import builds, health, once, platforms, problems, projects, runs, services, sources, webhooks
 from app.api import keys as key_routes
 from app.api.guard import Guard
 from app.budgets import SharedBudget
@@ -29,6 +29,7 @@ TAGS = [
     {"name": "builds", "description": "One request: a source and where it shall run."},
     {"name": "sources", "description": "Archives sent ahead of their builds."},
     {"name": "services", "description": "Named endpoints that sleep when nobody calls."},
+    {"name": "webhooks", "description": "Endpoints that are told of events; see docs/webhooks.md."},
     {"name": "platforms", "description": "Where builders and services run."},
     {"name": "keys", "description": "Who may call, and what for."},
     {"name": "projects", "description": "Tenants; for the operator."},
@@ -36,7 +37,7 @@ TAGS = [
     {"name": "health", "description": "For load balancers."},
 ]
 
-ROUTERS = tuple(m.router for m in (builds, sources, services, platforms, key_routes, projects, runs, health))
+ROUTERS = tuple(m.router for m in (builds, sources, services, webhooks, platforms, key_routes, projects, runs, health))
 API = APIRouter(generate_unique_id_function=lambda route: route.name)
 """All routes, put together once per process: FastAPI takes a tenth of a second for it, which every app would pay again."""
 for _router in ROUTERS:
@@ -51,6 +52,7 @@ def create_app(context: Context) -> FastAPI:
         summary="Builds agents in ephemeral builders and runs them as services that scale to zero, on any platform.",
         openapi_tags=TAGS,
         routes=[*API.routes],
+        webhooks=webhooks.sent,
     )
     app.state.context = context
     problems.install(app)

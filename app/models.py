@@ -1,6 +1,7 @@
 """The tables. The row is the truth; everything else in Slipway starts from it and is safe to repeat.
 
-Ids are prefixed text (``app.ids``), times are UTC with zone, statuses are VARCHAR that only ``app.store`` changes.
+Ids are prefixed text (``app.ids``), times are UTC with zone; the statuses of builds, runs, releases and services are VARCHAR that
+only ``app.store`` changes.
 Every table that belongs to somebody has ``project_id``. Relations are read by explicit queries: nothing loads lazily.
 """
 
@@ -393,18 +394,23 @@ class Release(Base):
 
 
 class SecretVersion(Base):
-    """One value of one secret of one service, AES-256-GCM; the only place where secret values are kept."""
+    """One value of one secret of a service or a webhook, AES-256-GCM; the only place where secret values are kept."""
 
     __tablename__ = "secret_version"
     id: Mapped[str] = _id()
     project_id: Mapped[str] = _ref("project.id")
-    service_id: Mapped[str] = _ref("service.id", ondelete="CASCADE")
+    service_id: Mapped[str | None] = _ref("service.id", nullable=True, ondelete="CASCADE")
+    webhook_id: Mapped[str | None] = _ref("webhook.id", nullable=True, ondelete="CASCADE")
     name: Mapped[str]
     key_id: Mapped[str] = mapped_column(String(64))
     nonce: Mapped[bytes]
     ciphertext: Mapped[bytes]
     created_at: Mapped[datetime] = _now()
-    __table_args__ = (Index("ix_secret_version_service_id", "service_id"),)
+    __table_args__ = (
+        CheckConstraint("num_nonnulls(service_id, webhook_id) = 1", name="owner"),
+        Index("ix_secret_version_service_id", "service_id"),
+        Index("ix_secret_version_webhook_id", "webhook_id", postgresql_where=text("webhook_id is not null")),
+    )
 
 
 class PullCredential(Base):
@@ -460,6 +466,78 @@ class IdempotencyKey(Base):
     body: Mapped[Json | None]
     created_at: Mapped[datetime] = _now()
     __table_args__ = (Index("ix_idempotency_key_created_at", "created_at"),)
+
+
+class Webhook(Base):
+    """An endpoint that a project wants to be told at. ``xid`` and ``event_id`` are its position among the events."""
+
+    __tablename__ = "webhook"
+    id: Mapped[str] = _id()
+    project_id: Mapped[str] = _ref("project.id")
+    url: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default="")
+    events: Mapped[list[Any]] = mapped_column(server_default=text("'[\"*\"]'"))
+    """Kinds it wants: ``build.failed``, ``build.*``, or ``*`` for all."""
+    status: Mapped[str] = mapped_column(String(16), server_default="enabled")
+    reason: Mapped[str | None] = mapped_column(String(32))
+    """Why it is disabled: ``by_request``, ``gone`` or ``failing``."""
+    secret_id: Mapped[str] = mapped_column(String(32, collation="C"))
+    old_secret_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    """Signs too until ``old_secret_until``."""
+    old_secret_until: Mapped[datetime | None]
+    xid: Mapped[int] = mapped_column(Xid8())
+    event_id: Mapped[int] = mapped_column(server_default="0")
+    last_delivered_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = _now()
+    updated_at: Mapped[datetime] = _now()
+    disabled_at: Mapped[datetime | None]
+    __table_args__ = (
+        CheckConstraint("status in ('enabled', 'disabled')", name="status"),
+        Index("ix_webhook_project_id_id", "project_id", "id"),
+        Index("ix_webhook_enabled", "id", postgresql_where=text("status = 'enabled'")),
+    )
+
+
+class WebhookDelivery(Base):
+    """One event for one endpoint, until it is delivered or given up."""
+
+    __tablename__ = "webhook_delivery"
+    id: Mapped[str] = _id()
+    project_id: Mapped[str] = _ref("project.id")
+    webhook_id: Mapped[str] = _ref("webhook.id", ondelete="CASCADE")
+    number: Mapped[int] = mapped_column(Identity(always=True))
+    """Order of an endpoint's deliveries; given out under the lock on the endpoint."""
+    event_id: Mapped[int | None]
+    """NULL: a test."""
+    kind: Mapped[str] = mapped_column(String(48))
+    lane: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    """What it waits in line for: the event's build, else its service; NULL: for nothing."""
+    status: Mapped[str] = mapped_column(String(16), server_default="pending")
+    next_attempt_at: Mapped[datetime | None]
+    """While pending; NULL as long as an earlier one of its lane is pending. During an attempt: when that counts as cut short."""
+    sender: Mapped[str | None] = mapped_column(String(64))
+    """The process that is at it."""
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    first_attempt_at: Mapped[datetime | None]
+    last_attempt_at: Mapped[datetime | None]
+    status_code: Mapped[int | None]
+    ms: Mapped[int | None]
+    error: Mapped[str | None]
+    created_at: Mapped[datetime] = _now()
+    ended_at: Mapped[datetime | None]
+    __table_args__ = (
+        CheckConstraint("status in ('pending', 'delivered', 'failed')", name="status"),
+        Index("uq_webhook_delivery_event_id", "webhook_id", "event_id", unique=True),
+        Index("ix_webhook_delivery_number", "webhook_id", "number"),
+        Index("ix_webhook_delivery_created_at", "created_at"),
+        Index(
+            "ix_webhook_delivery_due",
+            "webhook_id",
+            "next_attempt_at",
+            postgresql_where=text("status = 'pending' and next_attempt_at is not null"),
+        ),
+        Index("ix_webhook_delivery_lane", "webhook_id", "lane", "number", postgresql_where=text("status = 'pending'")),
+    )
 
 
 class GatewayLease(Base):

@@ -260,3 +260,45 @@ class ProjectPatch(Body):
     """What to change of a project; what is not given stays."""
 
     max_concurrent_builds: int | None = Field(None, ge=1, le=100_000, description="Null: the installation's default.")
+
+
+EventPattern = Annotated[
+    str,
+    StringConstraints(pattern=r"^(\*|(build|run|release|service|webhook)\.(\*|[a-z_]{1,32}))$"),
+    Field(description="A kind of event, all of a family (`build.*`), or `*` for all.", examples=["build.*"]),
+]
+EventPatterns = Annotated[tuple[EventPattern, ...], Field(min_length=1, max_length=50)]
+WebhookUrl = Annotated[
+    Str,
+    StringConstraints(max_length=2048),
+    Field(
+        description="https, at a public address; what is sent there is a POST. Redirects are not followed.",
+        examples=["https://hooks.example.com/slipway"],
+    ),
+]
+
+
+class WebhookRequest(Body):
+    """An endpoint that shall be told of events."""
+
+    url: WebhookUrl
+    description: Annotated[Str, StringConstraints(max_length=255)] = ""
+    events: EventPatterns = Field(("*",), description="Which kinds of events; all by default.")
+
+
+class WebhookPatch(Body):
+    """Changes of an endpoint; what is left out stays.
+
+    While it is disabled nothing is sent: what was pending goes on once it is enabled, what happened meanwhile is not made up for.
+    """
+
+    url: WebhookUrl | None = None
+    description: Annotated[Str, StringConstraints(max_length=255)] | None = None
+    events: EventPatterns | None = None
+    status: Literal["enabled", "disabled"] | None = None
+
+
+class RotateRequest(Body):
+    """A new signing secret. For `overlap_seconds` the one before it signs too, so that receivers can be changed in between."""
+
+    overlap_seconds: int = Field(86_400, ge=0, le=604_800)

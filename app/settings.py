@@ -227,6 +227,8 @@ class Settings(BaseSettings):
     gosumdb: str | None = Field(None, validation_alias=AliasChoices("SLIPWAY_GOSUMDB", "GOSUMDB"))
     allow_hosts: Words = ()
     """Host names or networks in private ranges that git sources may be fetched from all the same."""
+    webhook_allow_hosts: Words = ()
+    """The same for webhooks; plain http is allowed to these alone."""
 
     # --- work
     worker_concurrency: int = Field(20, ge=1, le=200)
@@ -254,7 +256,7 @@ class Settings(BaseSettings):
     railway: RailwaySettings | None = None
     northflank: NorthflankSettings | None = None
 
-    @field_validator("builder_fallback", "allow_hosts", "gateway_trusted_proxies", mode="before")
+    @field_validator("builder_fallback", "allow_hosts", "webhook_allow_hosts", "gateway_trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return words(value)

@@ -20,6 +20,10 @@ _NAME = re.compile(r"(?=.{1,253}$)(?:[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?\.)*[a
 #: IPv6 forms that carry an IPv4 address: what counts is the address inside (RFC 6052, RFC 8215).
 _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 
+#: Public by their number, and yet inside: Azure's metadata service ("What is IP address 168.63.129.16"), and what is reserved
+#: for protocols (RFC 6890), among which Oracle has its own.
+_INSIDE = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -69,7 +73,8 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     if inner is not None:
         return is_public(inner)
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    inside = any(address in network for network in _INSIDE)
+    return address.is_global and not (address.is_multicast or address.is_reserved or inside)
 
 
 async def _look_up(host: str, port: int) -> list[Address]:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.context import Context
 from app.images.errors import RegistryError
 from app.lifecycle import OPEN_BUILD, ReleaseStatus
-from app.models import Artifact, Build, Release, SecretVersion, Service, Source
+from app.models import Artifact, Build, Release, SecretVersion, Service, Source, Webhook
 
 log = structlog.get_logger()
 
@@ -26,6 +26,7 @@ async def keep(context: Context) -> dict[str, int]:
     removed = {}
     async with context.sessions.begin() as session:
         removed["run_log"] = await _old(session, "run_log", "created_at", settings.keep_logs_days)
+        removed["webhook_delivery"] = await _old(session, "webhook_delivery", "created_at", settings.keep_events_days)
         removed["event"] = await _old(session, "event", "at", settings.keep_events_days)
         removed["idempotency_key"] = await _old(session, "idempotency_key", "created_at", 1)
         removed["pgqueuer_log"] = await _old(session, "pgqueuer.pgqueuer_log", "created", 1)
@@ -81,7 +82,7 @@ async def _sources(session: AsyncSession, days: float) -> int:
 
 
 async def _secrets(session: AsyncSession) -> int:
-    """Remove secret versions that neither a release that may run again nor an open build refers to."""
+    """Remove secret versions that neither a release that may run again, nor an open build, nor a webhook refers to."""
     release = exists().where(
         Release.service_id == SecretVersion.service_id,
         Release.secret_versions.op("@?")(text("'$.*'")),
@@ -96,9 +97,14 @@ async def _secrets(session: AsyncSession) -> int:
         Build.service_id == SecretVersion.service_id,
         text("build.secret_versions::text like '%' || secret_version.id || '%'"),
     )
+    signing = exists().where(
+        Webhook.id == SecretVersion.webhook_id,
+        (Webhook.secret_id == SecretVersion.id)
+        | ((Webhook.old_secret_id == SecretVersion.id) & (Webhook.old_secret_until > func.now())),
+    )
     old = (
         select(SecretVersion.id)
-        .where(SecretVersion.created_at < func.now() - timedelta(days=1), ~release, ~patched, ~build)
+        .where(SecretVersion.created_at < func.now() - timedelta(days=1), ~release, ~patched, ~build, ~signing)
         .limit(BATCH)
     )
     ids = (await session.execute(old)).scalars().all()

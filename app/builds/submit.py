@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outbox, queue, store
+from app.address import AddressError, check_url
 from app.builds import sources
 from app.context import Context
 from app.errors import Refusal, conflict, invalid, not_found
@@ -242,6 +243,10 @@ async def _source(
                 raise invalid("source.digest", "there is no such source; send it by POST /v1/sources first")
             return {"kind": "archive", "digest": digest}, digest
         case GitSource(url=url, ref=ref, subdir=subdir):
+            try:
+                check_url(url, context.settings.allow_hosts)
+            except AddressError as e:
+                raise invalid("source.url", str(e)) from None
             if subdir and (wrong := sources.check_path(subdir)):
                 raise invalid("source.subdir", wrong)
             return {"kind": "git", "url": url, "ref": ref, "subdir": subdir, "commit": None, "digest": None}, None

@@ -13,6 +13,7 @@ from tests.support.platform import NAME
 from tests.support.problems import problem
 from tests.support.world import World, client
 
+KINDS = {"build_id": "build", "name": "service", "webhook_id": "webhook"}
 PUBLIC = {"/healthz", "/readyz"}
 
 
@@ -46,13 +47,14 @@ async def test_public_routes_need_none(here: World) -> None:
 
 async def test_what_is_not_there_is_404_and_says_what(here: World) -> None:
     for method, path in routes(here):
-        if "{name}" not in path and "{build_id}" not in path:
+        what = next((w for name, w in KINDS.items() if f"{{{name}}}" in path), None)
+        if what is None:
             continue
         body = {"artifact_id": f"art_{'0' * 26}"} if path.endswith("/releases") and method == "POST" else {}
         answer = await here.http.request(method, filled(path), json=body or None)
         if method == "PATCH":
-            answer = await here.http.patch(filled(path), json={"port": 1})
-        problem(answer, 404, "service_not_found" if "{name}" in path else "build_not_found")
+            answer = await here.http.patch(filled(path), json={"port": 1} if what == "service" else {})
+        problem(answer, 404, f"{what}_not_found")
 
 
 async def test_another_project_s_things_are_not_there(here: World) -> None:

@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from app import faults
 from app.api import runs
 from app.api.schemas import BuildDetail, Diagnostic, Failure, Problem
+from app.api.webhook_schemas import WebhookMessage
 from app.lifecycle import (
     OWNERS,
     REASONS,
@@ -89,6 +90,11 @@ def test_the_build_of_the_api_page_is_one_and_names_every_field() -> None:
     body = next(json.loads(b) for name, b in BLOCKS if name == "api.md" and '"source"' in b)
     BuildRequest.model_validate(body)
     assert set(body) == set(BuildRequest.model_fields)
+
+
+def test_the_message_of_the_webhooks_page_is_one() -> None:
+    body = next(json.loads(b) for name, b in BLOCKS if name == "webhooks.md")
+    assert WebhookMessage.model_validate(body).model_dump(mode="json") == body
 
 
 def test_the_problem_of_the_api_page_is_one() -> None:

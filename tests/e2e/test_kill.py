@@ -5,8 +5,10 @@ case costs one start. A case drives what reaches its point and says what must be
 """
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ import pytest
 
 from app import faults
 from app.lifecycle import BuildStatus, is_terminal
+from tests.builder.servers import listening
 from tests.e2e.modules import Door, door
 from tests.e2e.place import Json, Place, eventually, place
 from tests.e2e.programs import program, tiny
@@ -130,7 +133,7 @@ class Kills:
 def home(toolbox: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
     folder = tmp_path_factory.mktemp("kill") / "home"
     with door() as modules:
-        settings = {"SLIPWAY_DRAIN_SECONDS": "0.1", "GOPROXY": modules.url}
+        settings = {"SLIPWAY_DRAIN_SECONDS": "0.1", "GOPROXY": modules.url, "SLIPWAY_WEBHOOK_ALLOW_HOSTS": "127.0.0.1"}
         with place(toolbox.home(folder, seeded=True), **settings) as it:
             it.start()
             yield Kills(it, modules)
@@ -225,6 +228,51 @@ def cancel(kills: Kills, point: str) -> None:
     kills.settled()
 
 
+def tell(kills: Kills, point: str) -> None:
+    """An endpoint is told that a service goes to sleep and is asleep: both, in this order, whatever was cut short."""
+    kills.live()
+    with taking() as (url, kinds):
+        hook = kills.place.api(
+            "POST", "/v1/webhooks", json={"url": url, "events": ["service.sleeping", "service.asleep"]}
+        )
+        path = f"/v1/webhooks/{hook['id']}"
+        kills.arm(point)
+        kills.call("POST", f"/v1/services/{kills.name}/sleep")
+        kills.restart()
+
+        def delivered() -> bool:
+            items = kills.place.api("GET", f"{path}/deliveries")["items"]
+            assert [(d["kind"], d["status"]) for d in items] == [
+                ("service.asleep", "delivered"), ("service.sleeping", "delivered"),
+            ]  # fmt: skip
+            return True
+
+        try:
+            eventually(delivered)
+        finally:
+            kills.place.api("DELETE", path)
+        assert list(dict.fromkeys(kinds)) == ["service.sleeping", "service.asleep"]
+        assert len(kinds) == (3 if point == "webhook.sent" else 2), kinds
+
+
+@contextlib.contextmanager
+def taking() -> Iterator[tuple[str, list[str]]]:
+    """Take webhooks for the length of a block; gives the URL and the kinds that came."""
+    kinds: list[str] = []
+
+    class Taker(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            kinds.append(json.loads(self.rfile.read(int(self.headers["content-length"])))["type"])
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with listening(Taker) as port:
+        yield f"http://127.0.0.1:{port}/", kinds
+
+
 def check(kills: Kills, point: str) -> None:
     """Server and builder die together: the next server sees that the builder is gone, and dies too."""
     kills.waiting()
@@ -262,6 +310,7 @@ DRIVES: dict[str, tuple[Callable[[Kills, str], None], ...]] = {
     "wake": (wake,),
     "sleep": (sleep,),
     "delete": (delete,),
+    "webhook": (tell,),
     "local": (build, wake),
 }
 """What reaches the points of a verb."""
