@@ -15,10 +15,11 @@ from app.ground import SetupError
 from app.keys import DEFAULT_PROJECT, project_named
 from app.keys import create as create_key
 from app.leases import LeaseError
-from app.main import load_keyring, local_keys
+from app.main import load_keyring, local_keys, open_context
 from app.platforms.base import PlatformError
 from app.requests import Scope
 from app.secrets import KeysError, make_keys
+from app.services import rewrap
 from app.serving import Started
 from app.settings import Settings
 
@@ -121,9 +122,27 @@ def migrate() -> None:
 
 
 @app.command()
-def secret_keys() -> None:
+def secret_keys(
+    *,
+    in_use: Annotated[
+        bool, typer.Option("--in-use", help="Show what needs each key of this installation instead.")
+    ] = False,
+) -> None:
     """Print a fresh value for SLIPWAY_SECRET_KEYS."""
-    say(make_keys())
+    if not in_use:
+        say(make_keys())
+        return
+
+    async def main() -> None:
+        settings = read_settings()
+        async with serving.database(settings) as (url, _), open_context(settings, url, hold_local=False) as context:
+            found = await rewrap.in_use(context)
+        for key_id in dict.fromkeys([*context.keyring.keys, *found]):
+            needs = ", ".join(f"{count} {what}" for what, count in found.get(key_id, {}).items())
+            first = "the first" if key_id == context.keyring.active else "may be taken away"
+            say(f"{key_id}  {needs or first}{'' if key_id in context.keyring.keys else '  MISSING: bring it back'}")
+
+    run(main())
 
 
 keys = typer.Typer(

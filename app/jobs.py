@@ -27,6 +27,7 @@ from app.db import plain_dsn
 from app.queue import SETTINGS, Job, entrypoint, queries
 from app.services import delete, promote, pull, retire, sleep_wake
 from app.services import sweep as services_sweep
+from app.services.rewrap import rewrap
 from app.takeover import take_over
 from app.webhooks import courier
 
@@ -169,6 +170,7 @@ async def sweep(context: Context) -> None:
 async def keep(context: Context) -> None:
     """Remove what is past its keeping, from the database and from the embedded registry."""
     await retention.keep(context)
+    await rewrap(context)
     await collect_images(context)
 
 

@@ -20,8 +20,9 @@ class Machine:
 
     def __init__(self, settings: Settings, **options: Any) -> None:
         self.settings = settings
+        self.keys: tuple[bytes, ...] = (KEY,)
         self.options = {"program": PROGRAM, "start_seconds": 1.0, "stop_grace": 1.0, **options}
-        self.platform = local.create(settings, KEY, **self.options)
+        self.platform = local.create(settings, *self.keys, **self.options)
 
     async def start(self) -> None:
         await self.platform.start()
@@ -29,7 +30,7 @@ class Machine:
     async def restart(self) -> local.LocalPlatform:
         """Drop the platform as a crash would, leaving its processes, and start another in its place."""
         await self.platform.aclose(leave=True)
-        self.platform = local.create(self.settings, KEY, **self.options)
+        self.platform = local.create(self.settings, *self.keys, **self.options)
         await self.platform.start()
         return self.platform
 

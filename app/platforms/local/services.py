@@ -12,7 +12,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +92,10 @@ class LocalServices:
     async def open(self) -> None:
         """Read what is on disk and bring it in line with the processes that were adopted."""
         for value in await asyncio.to_thread(read_all, self._folder):
-            self._releases[value["release"]] = Release(**value)
+            known = Release(**value)
+            self._releases[known.release] = known
+            if renewed := self._seal.renew(known.sealed, name=known.release):
+                await self._write(replace(known, sealed=renewed))
         for process in [p for p in self._processes.live.values() if p.record.kind == "service"]:
             release = self._releases.get(process.record.name)
             if release is None or not release.awake:

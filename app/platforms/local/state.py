@@ -106,12 +106,22 @@ class Seal:
         nonce = secrets.token_bytes(12)
         return base64.b64encode(nonce + self._ciphers[0].encrypt(nonce, text.encode(), name.encode())).decode()
 
-    def open(self, sealed: str, *, name: str) -> str:
-        """Open it again; Misconfigured when the installation's key is another one now."""
+    def renew(self, sealed: str, *, name: str) -> str | None:
+        """Seal anew, with the first key, what another one has sealed; None where the first did, or where none opens it."""
+        found = self._find(sealed, name)
+        return None if found is None or found[0] is self._ciphers[0] else self.close(found[1], name=name)
+
+    def _find(self, sealed: str, name: str) -> tuple[AESGCM, str] | None:
         raw = base64.b64decode(sealed)
         for cipher in self._ciphers:
             with contextlib.suppress(InvalidTag):
-                return cipher.decrypt(raw[:12], raw[12:], name.encode()).decode()
+                return cipher, cipher.decrypt(raw[:12], raw[12:], name.encode()).decode()
+        return None
+
+    def open(self, sealed: str, *, name: str) -> str:
+        """Open it again; Misconfigured when the installation's key is another one now."""
+        if found := self._find(sealed, name):
+            return found[1]
         raise Misconfigured(
             NAME, "wake", "the release was sealed under another secret key; restore it or deploy the service again"
         )
