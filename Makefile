@@ -21,8 +21,8 @@ $(STAMP): requirements/dev.txt pyproject.toml
 
 setup: $(STAMP)  ## a virtual environment with everything locked
 
-demo: setup      ## the whole way on this machine: build, deploy, sleep, wake, roll out, roll back
-	@$(BIN)/slipway demo
+demo: setup      ## the whole way on this machine: build, deploy, sleep, wake, roll out, roll back (PLATFORM=fly: on an imitation)
+	@$(BIN)/slipway demo --platform $(or $(PLATFORM),local)
 
 serve: setup     ## API, gateway and worker on this machine, until you stop it
 	@$(BIN)/slipway serve

@@ -2,7 +2,8 @@
 
 import asyncio
 import sys
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -32,10 +33,10 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def read_settings() -> Settings:
-    """Return the settings; exits with 2 and the name of the wrong variable."""
+def read_settings(**given: Any) -> Settings:
+    """Return the settings, with those ``given`` on the command line; exits with 2 and the name of the wrong variable."""
     try:
-        settings = Settings()
+        settings = Settings(**given)
     except ValidationError as e:
         for error in e.errors(include_input=False, include_url=False):
             name = "__".join(str(p) for p in error["loc"]).upper() or "SETTINGS"
@@ -71,12 +72,18 @@ def _announce(started: Started) -> None:
     say(f"  home     {settings.home}")
     if started.api_key:
         say(f"  API key  {started.api_key}  (shown once; only its hash is kept)")
+    for stand_in in started.stand_ins:
+        say(f"  {stand_in.name:<8} {stand_in.url}  (imitated: what is on it runs here, without a sandbox)")
 
 
 @app.command()
-def serve() -> None:
+def serve(
+    *,
+    imitate: Annotated[str | None, typer.Option("--imitate", help="Platforms to run a stand-in of: fly,koyeb")] = None,
+) -> None:
     """Run API, gateway and worker in one process, with everything embedded that isn't set."""
-    run(serving.serve(read_settings(), _announce))
+    settings = read_settings(**({"imitate": imitate} if imitate is not None else {}))
+    run(serving.serve(settings, _announce))
 
 
 @app.command()
@@ -190,15 +197,28 @@ def seed() -> None:
     run(main())
 
 
+class DemoPlatform(StrEnum):
+    """Where a demo may be."""
+
+    LOCAL = "local"
+    FLY = "fly"
+    KOYEB = "koyeb"
+    NORTHFLANK = "northflank"
+    RAILWAY = "railway"
+
+
 @app.command()
 def demo(
     *,
+    platform: Annotated[
+        DemoPlatform, typer.Option("--platform", help="Where; all but `local` are imitated.")
+    ] = DemoPlatform.LOCAL,
     keep: Annotated[bool, typer.Option("--keep", help="Stay up at the end, until Ctrl-C.")] = False,
 ) -> None:
-    """Show the whole way on this machine: build, deploy, sleep, wake, roll out, roll back."""
+    """Show the whole way on this machine: build, deploy, sleep, wake, roll out, roll back, delete."""
     from app import demo as show  # noqa: PLC0415 - only this command needs it
 
-    raise SystemExit(show.demo(keep=keep))
+    raise SystemExit(show.demo(platform, keep=keep))
 
 
 @app.command()

@@ -15,6 +15,8 @@ from app.context import Context
 from app.embedded.postgres import EmbeddedPostgres
 from app.gateway.run import serve_gateway
 from app.ground import SetupError, bind, check_schema
+from app.imitate import imitated
+from app.imitations.base import Imitation
 from app.life import show_life
 from app.main import create_app, ensure_key, open_context
 from app.settings import Settings
@@ -32,6 +34,7 @@ class Started:
     settings: Settings
     api_key: str | None
     database_url: str
+    stand_ins: tuple[Imitation, ...] = ()
 
 
 Announce = Callable[[Started], None]
@@ -55,12 +58,12 @@ async def serve(settings: Settings, announce: Announce) -> None:
         gateway_socket = sockets.enter_context(bind(settings.gateway_host, settings.gateway_port, "GATEWAY_PORT"))
         ports = {"port": api_socket.getsockname()[1], "gateway_port": gateway_socket.getsockname()[1]}
         settings = settings.model_copy(update=ports)
-        async with database(settings) as (url, watch):
+        async with imitated(settings) as (settings, stand_ins), database(settings) as (url, watch):
             await db.migrate(url)
             async with open_context(settings, url, hold_local=True) as context:
                 async with context.sessions.begin() as session:
                     key = await ensure_key(session, settings)
-                up = Up(3, lambda: announce(Started(settings, key.made, url)))
+                up = Up(3, lambda: announce(Started(settings, key.made, url, tuple(stand_ins.values()))))
                 parts: dict[str, Awaitable[None]] = {
                     "api": api_part(context, api_socket, up),
                     "gateway": _gateway(context, gateway_socket, up),
@@ -107,6 +110,8 @@ async def worker(settings: Settings, announce: Announce, *, hold_local: bool) ->
 @contextlib.asynccontextmanager
 async def _outside(settings: Settings, *, hold_local: bool = False) -> AsyncIterator[tuple[Context, str]]:
     """Open a context on the outside database that the parts of a split installation share."""
+    if settings.imitate:
+        raise SetupError("SLIPWAY_IMITATE is for `slipway serve` alone: stand-ins live in one process")
     if settings.database_url is None:
         raise SetupError(
             "set DATABASE_URL: a split installation shares one PostgreSQL (`slipway serve` brings its own)"

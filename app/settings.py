@@ -249,6 +249,14 @@ class Settings(BaseSettings):
     fault_point: str | None = None
     """Name of the one point at which this process kills itself; for crash tests."""
 
+    # --- stand-ins for platforms, for whoever has no account
+    imitate: Words = ()
+    """Platforms that `serve` runs a stand-in of, on loopback; the same as its ``--imitate``."""
+    imitate_speed: float = Field(1.0, gt=0)
+    """How many times faster the minutes pass after which an imitated platform lets an idle service sleep."""
+    contracts: Path | None = None
+    """Folder with the platforms' official contracts: stand-ins then check each request and answer."""
+
     # --- platforms; None means not offered
     local: LocalSettings | None = LocalSettings()
     fly: FlySettings | None = None
@@ -260,6 +268,19 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return words(value)
+
+    @field_validator("imitate", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return words(value)
+
+    @field_validator("imitate", mode="after")
+    @classmethod
+    def _imitable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = ("fly", "koyeb", "northflank", "railway")
+        if unknown := [name for name in value if name not in known]:
+            raise ValueError(f"there is no stand-in for {unknown[0]!r}, only for {', '.join(known)}")
+        return tuple(dict.fromkeys(value))
 
     @field_validator("home", mode="after")
     @classmethod

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import ClientDisconnect
 
 from app.context import Context
 from app.errors import Refusal, forbidden, too_large, unauthorized
@@ -125,13 +126,17 @@ def _fits(value: object, kind: type) -> bool:
 
 
 async def read_body(request: Request, limit: int, what: str) -> bytes:
-    """Return the request's body; Refusal (413) as soon as it goes over ``limit`` bytes."""
+    """Return the body; Refusal 413 as soon as it goes over ``limit`` bytes, 400 when its sender leaves in the middle."""
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
         raise too_large(f"{what} has {length} bytes; at most {limit} are taken")
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise too_large(f"{what} has more than {limit} bytes")
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > limit:
+                raise too_large(f"{what} has more than {limit} bytes")
+    except ClientDisconnect:
+        # A builder that is done drops what it was sending: nobody waits for an answer, and nothing crashed.
+        raise Refusal(400, "cut_short", f"{what} was cut short") from None
     return bytes(body)

@@ -19,6 +19,7 @@ async def list_platforms(context: Ctx, project: Caller) -> Page[PlatformOut]:
             name=entry.name,
             configured=entry.configured,
             missing=list(entry.missing),
+            imitated=entry.imitated,
             builders=entry.builders,
             services=entry.services,
             traits=TraitsOut(**{k: v for k, v in asdict(entry.traits).items() if k in TraitsOut.model_fields}),

@@ -257,6 +257,7 @@ class PlatformOut(Answer):
     name: str
     configured: bool
     missing: list[str]
+    imitated: bool = Field(description="A stand-in on this machine takes its place: `slipway serve --imitate`.")
     builders: bool
     services: bool
     traits: TraitsOut

@@ -1,4 +1,4 @@
-"""What anybody outside can do: call the API with a key, and call a service through the gateway."""
+"""What anybody outside can do: call the API with a key, and call a service at its public address."""
 
 import gzip
 import io
@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 
 from app.demo.server import NotSeen, Server
+from app.imitations.base import LOOK_PATH
+from app.platforms.address import request_for
 
 CALL_SECONDS = 60.0
 LOOK_SECONDS = 0.05
@@ -19,10 +21,9 @@ Json = dict[str, Any]
 
 
 class Client:
-    """The public API and the gateway of one server, over HTTP alone."""
+    """The public API of one server and the services' addresses, over HTTP alone."""
 
     def __init__(self, server: Server) -> None:
-        self._gateway = f"http://127.0.0.1:{server.gateway_port}"
         self._http = httpx.Client(timeout=CALL_SECONDS, trust_env=False)
         self._api, self._key = server.url, {"Authorization": f"Bearer {server.api_key}"}
 
@@ -39,13 +40,17 @@ class Client:
             raise NotSeen(f"{method} {path} to be accepted", f"{answer.status_code} {answer.text[:500]}")
         return dict(answer.json()) if answer.content else {}
 
+    def look(self, stand_in: str) -> Json:
+        """Return what is on an imitated platform, as the stand-in itself tells."""
+        return dict(self._send("GET", f"{stand_in}{LOOK_PATH}").json())
+
     def ask(self, url: str) -> Json:
-        """GET a service's ``/`` through the gateway and return its JSON.
+        """GET a service's ``/`` and return its JSON.
 
         ``*.localhost`` does not resolve everywhere, so the connection goes to 127.0.0.1 and the name into the Host header.
         """
-        host = httpx.URL(url).netloc.decode()
-        answer = self._send("GET", f"{self._gateway}/", headers={"Host": host})
+        base, headers = request_for(url)
+        answer = self._send("GET", f"{base}/", headers=headers)
         if answer.status_code != 200:
             raise NotSeen(f"200 from {url}", f"{answer.status_code} {answer.text[:500]}")
         return dict(answer.json())

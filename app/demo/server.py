@@ -17,8 +17,13 @@ import psutil
 START_SECONDS = 120.0
 STOP_SECONDS = 45.0
 TAIL_LINES = 40
-KEPT = ("SLIPWAY_HOME", "SLIPWAY_SECRET_KEYS", "SLIPWAY_SANDBOX", "SLIPWAY_LOCAL__", "SLIPWAY_LOG_", "SLIPWAY_GO")
+KEPT = (
+    "SLIPWAY_HOME", "SLIPWAY_SECRET_KEYS", "SLIPWAY_SANDBOX", "SLIPWAY_LOCAL__", "SLIPWAY_LOG_", "SLIPWAY_GO",
+    "SLIPWAY_CONTRACTS",
+)  # fmt: skip
 """What the demo takes over from its own environment. Anything else could lead it to somebody's database or registry."""
+SPEED = 60
+"""A stand-in's idle minutes are seconds here."""
 
 
 _SERVE = f"""
@@ -51,6 +56,8 @@ class Server:
     url: str
     gateway_port: int
     api_key: str
+    stand_in: str | None = None
+    """Where the imitated platform is."""
 
     def instance(self, answer: Mapping[str, object]) -> list[psutil.Process]:
         """Return the processes of the instance that gave ``answer``: those below the server that carry its names."""
@@ -75,37 +82,49 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def environment(home: Path, api_key: str, outside: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    home: Path, api_key: str, outside: Mapping[str, str], platform: str = "local", **more: str
+) -> dict[str, str]:
     """Return the child's environment: nothing of the caller's set-up but what is in ``KEPT``, ports of its own choice."""
     own = {k: v for k, v in outside.items() if not k.startswith("SLIPWAY_") and k not in {"DATABASE_URL", "PORT"}}
     own |= {k: v for k, v in outside.items() if k.startswith(KEPT)}
-    return own | {
-        "SLIPWAY_HOME": str(home),
-        "SLIPWAY_API_KEY": api_key,
-        "SLIPWAY_PORT": "0",
-        "SLIPWAY_GATEWAY_PORT": "0",
-        "SLIPWAY_DRAIN_SECONDS": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
+    if platform != "local":
+        own |= {"SLIPWAY_IMITATE": platform, "SLIPWAY_IMITATE_SPEED": str(SPEED)}
+    return (
+        own
+        | more
+        | {
+            "SLIPWAY_HOME": str(home),
+            "SLIPWAY_API_KEY": api_key,
+            "SLIPWAY_PORT": "0",
+            "SLIPWAY_GATEWAY_PORT": "0",
+            "SLIPWAY_DRAIN_SECONDS": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
 
 
 @contextlib.contextmanager
-def running(log: Path, home: Path) -> Iterator[Server]:
-    """Run ``slipway serve`` for the length of the block; NotSeen when it does not come up or does not end cleanly."""
+def running(log: Path, home: Path, platform: str = "local", **more: str) -> Iterator[Server]:
+    """Run ``slipway serve`` for the length of the block; NotSeen when it does not come up or does not end cleanly.
+
+    A ``platform`` that is not local is imitated; ``more`` are variables of its environment.
+    """
     api_key = os.environ.get("SLIPWAY_API_KEY") or f"slp_{secrets.token_urlsafe(32)}"
     with log.open("wb") as out:
         # -P: a folder named `app` where the user happens to stand is not ours.
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _SERVE, str(os.getpid()), "serve"],
-            env=environment(home, api_key, os.environ),
+            env=environment(home, api_key, os.environ, platform, **more),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is ours to pass on, once
         )
     try:
-        url, gateway_port = _addresses(process, log)
-        yield Server(process, log, url, gateway_port, api_key)
+        found = _addresses(process, log, {"API", "services"} | ({platform} if platform != "local" else set()))
+        gateway_port = int(found["services"].rpartition(":")[2])
+        yield Server(process, log, found["API"], gateway_port, api_key, found.get(platform))
     except BaseException:
         with contextlib.suppress(NotSeen):
             stop(process)
@@ -114,14 +133,14 @@ def running(log: Path, home: Path) -> Iterator[Server]:
         stop(process)
 
 
-def _addresses(process: subprocess.Popen[bytes], log: Path) -> tuple[str, int]:
-    """Wait for what ``serve`` says once it is up, and read the addresses out of it."""
+def _addresses(process: subprocess.Popen[bytes], log: Path, wanted: set[str]) -> dict[str, str]:
+    """Wait for what ``serve`` says once it is up, and read these addresses out of it."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         words = [line.split() for line in log.read_text(errors="replace").splitlines()]
-        found = {w[0]: w[1] for w in words if len(w) > 1 and w[0] in {"API", "services"}}
-        if len(found) == 2:
-            return found["API"], int(found["services"].rpartition(":")[2])
+        found = {w[0]: w[1] for w in words if len(w) > 1 and w[0] in wanted}
+        if len(found) == len(wanted):
+            return found
         if process.poll() is not None:
             raise NotSeen("slipway serve to come up", f"its end with exit code {process.returncode}")
         time.sleep(0.05)
@@ -159,13 +178,13 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def home() -> Iterator[tuple[Path, bool]]:
-    """Give a SLIPWAY_HOME and whether it is the user's own; a fresh one is removed at the end."""
+def home() -> Iterator[Path]:
+    """Give a SLIPWAY_HOME, the user's own if it is set; a fresh one is removed at the end."""
     if own := os.environ.get("SLIPWAY_HOME"):
-        yield Path(own).expanduser().absolute(), True
+        yield Path(own).expanduser().absolute()
         return
     with tempfile.TemporaryDirectory(prefix="slipway-demo-") as folder:
-        yield Path(folder) / "home", False
+        yield Path(folder) / "home"
 
 
 def tail(log: Path) -> str:

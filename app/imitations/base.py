@@ -14,8 +14,14 @@ A platform's imitation subclasses ``Imitation``, lists its ``routes`` and keeps 
 
 Each handler names the section of its source in its docstring. It answers, or raises ``Refused``. ``misbehave("429")`` makes the
 next fitting operation do that; ``requests`` is what came in; ``contract.violations`` is what was wrong with it.
-"""
 
+Beside the platform's own API there is ``GET /-/imitation``: what is there, what runs and what came in, for whoever looks on from
+another process.
+"""
+# Over 250 lines: what they share is one class, and the few values that it deals in.
+
+import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -31,9 +37,14 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from app.imitations.contracts import Amendments, Contract, Exchange, load
+from app.imitations.lossy import ROUTE, swallow
+from app.imitations.programs import Running
 from app.imitations.server import serving
 
 Handler = Callable[[Request], Awaitable[Response]]
+
+LOOK_PATH = "/-/imitation"
+IDLE_TICK_SECONDS = 0.25
 
 
 @dataclass
@@ -66,6 +77,9 @@ class Fault:
         return not self.operations or operation in self.operations
 
 
+#: The next builder's last word never arrives, though the builder was told that it had.
+LOST_CALLBACK = "lost callback"
+
 #: What any platform may do; an imitation adds its own.
 COMMON: Mapping[str, Fault] = {
     "cut before": Fault(0),
@@ -92,7 +106,8 @@ class Seen:
 class Imitation:
     """One platform's stand-in. An async context manager: ``url`` is there inside of it.
 
-    ``folder`` is for what it keeps on disk, ``contracts`` the folder of official contracts, if any.
+    ``folder`` is for what it keeps on disk, ``contracts`` the folder of official contracts, if any. ``speed`` is how many times
+    faster than there the minutes pass after which an idle service is put to sleep; 0: only ``idle_pass`` does it.
     """
 
     name: ClassVar[str]
@@ -102,12 +117,22 @@ class Imitation:
     quirks: ClassVar[frozenset[str]] = frozenset()
     """Names of misbehaviours that are no answers: code asks for them by ``quirk``."""
 
-    def __init__(self, folder: Path, *, contracts: Path | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        contracts: Path | None = None,
+        port: int = 0,
+        speed: float = 0.0,
+        builder_env: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.contract: Contract = load(contracts, self.contract_file, self.amendments)
         self.requests: list[Seen] = []
         self.url = ""
         self._port = port
+        self._speed = speed
+        self._builder_env = dict(builder_env or {})
         self._faults: list[Fault] = []
         self._quirks: Counter[str] = Counter()
         self._stack = AsyncExitStack()
@@ -119,12 +144,56 @@ class Imitation:
     async def opened(self, stack: AsyncExitStack) -> None:
         """Start what else there is, once the API is served; what is pushed to ``stack`` ends with it."""
 
+    @property
+    def things(self) -> list[str]:
+        """Names of all that somebody made and that is still there, each with its kind: ``machine slp-…``."""
+        raise NotImplementedError
+
+    @property
+    def programs(self) -> list[Running]:
+        """All programs that run now, builders and services."""
+        raise NotImplementedError
+
+    async def rest(self, speed: float) -> None:
+        """Put to sleep what has been idle for long enough, where the platform does so by itself; called again and again."""
+
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            self.url = await stack.enter_async_context(serving(Starlette(routes=self.routes()), port=self._port))
+            own = [Route(LOOK_PATH, self._look), ROUTE]
+            self.url = await stack.enter_async_context(
+                serving(Starlette(routes=[*own, *self.routes()]), port=self._port)
+            )
             await self.opened(stack)
+            if self._speed:
+                resting = asyncio.create_task(self._rest(), name=f"{self.name} idle services")
+                stack.push_async_callback(_ended, resting)
             self._stack = stack.pop_all()
         return self
+
+    async def _rest(self) -> None:
+        while True:
+            await self.rest(self._speed)
+            await asyncio.sleep(IDLE_TICK_SECONDS)
+
+    async def _look(self, request: Request) -> Response:
+        """Tell what is there, for demo and benchmark; the platform itself has no such path."""
+        body = {
+            "name": self.name,
+            "things": self.things,
+            "programs": [running.pid for running in self.programs],
+            "requests": Counter(seen.operation for seen in self.requests),
+            "checked": self.contract.checked,
+            "skipped": self.contract.skipped,
+            "violations": self.contract.violations,
+        }
+        return JSONResponse(body)
+
+    def outfit(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Return a builder's environment: what it was given, and the toolchain that is in the real builder image."""
+        made = {**env, **self._builder_env}
+        if self.quirk(LOST_CALLBACK):
+            made["SLIPWAY_URL"] = swallow(self.url, made["SLIPWAY_URL"])
+        return made
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -133,7 +202,7 @@ class Imitation:
 
     def misbehave(self, name: str, *operations: str, times: int = 1, **changes: Any) -> None:
         """Make the next requests of these operations (default: those the misbehaviour is about) go wrong in that way."""
-        if name in self.quirks:
+        if name in {*self.quirks, LOST_CALLBACK}:
             self._quirks[name] += times
             return
         fault = {**COMMON, **self.misbehaviours}[name]
@@ -142,7 +211,7 @@ class Imitation:
 
     def quirk(self, name: str) -> bool:
         """Tell whether this quirk was asked for, and use it up."""
-        assert name in self.quirks, name
+        assert name in {*self.quirks, LOST_CALLBACK}, name
         if not self._quirks[name]:
             return False
         self._quirks[name] -= 1
@@ -218,6 +287,12 @@ def _response(status: int, body: Any, headers: Mapping[str, str]) -> Response:
     if isinstance(body, str):
         return Response(body, status, dict(headers), "text/plain")
     return Response(None, status, dict(headers)) if body is None else JSONResponse(body, status, dict(headers))
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 class CutError(Exception):

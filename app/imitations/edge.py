@@ -4,6 +4,7 @@ Services of an imitation have addresses such as ``http://<app>.localhost:<port>`
 this machine, so a client may as well connect to 127.0.0.1 and send the name as ``Host``.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
@@ -26,6 +27,8 @@ class Edge:
         self._pick = pick
         self._http = httpx.AsyncClient(timeout=timeout, trust_env=False, verify=False)  # noqa: S501 - plain http only
         self.requests: list[tuple[str, str]] = []
+        self.busy: Counter[str] = Counter()
+        """Requests under way by label: while there are any, a service is not idle."""
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -36,8 +39,12 @@ class Edge:
         request = Request(scope, receive)
         label = request.headers.get("host", "").partition(":")[0].partition(".")[0]
         self.requests.append((label, request.url.path))
-        response = await self._forward(request, label)
-        await response(scope, receive, send)
+        self.busy[label] += 1
+        try:
+            response = await self._forward(request, label)
+            await response(scope, receive, send)
+        finally:
+            self.busy[label] -= 1
 
     async def _forward(self, request: Request, label: str) -> Response:
         base = await self._pick(label)

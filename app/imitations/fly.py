@@ -25,12 +25,13 @@ from app.imitations.base import Fault, Imitation, Refused
 from app.imitations.contracts import Amendments
 from app.imitations.edge import Edge
 from app.imitations.fly_machines import App, Host, Machine, reached
-from app.imitations.programs import Program, pull
+from app.imitations.programs import Program, Running, pull
 from app.imitations.server import serving
 
 ORG = "personal"
 TOKEN = "fm2_imitation"  # noqa: S105 - opens nothing but this stand-in
 START_SECONDS = 10.0
+IDLE_SECONDS = 300.0
 POLL_SECONDS = 0.01
 
 #: Fields of a service block that the API knows; others are dropped without a word (fly.md §1 JSON).
@@ -97,14 +98,15 @@ class FlyImitation(Imitation):
         builder_env: Mapping[str, str] | None = None,
         contracts: Path | None = None,
         port: int = 0,
+        speed: float = 0.0,
         token: str = TOKEN,
         page: int = 1000,
     ) -> None:
-        super().__init__(folder, contracts=contracts, port=port)
+        super().__init__(folder, contracts=contracts, port=port, speed=speed, builder_env=builder_env)
         self.apps: dict[str, App] = {}
         self.foreign: set[str] = set()
         """Names of apps that belong to somebody else."""
-        self.host = Host(quirk=self.quirk, builder=builder, builder_env=builder_env or {})
+        self.host = Host(quirk=self.quirk, builder=builder, outfit=self.outfit)
         self.host.released.set()
         self.token = token
         self.builder_image = builder_image
@@ -122,6 +124,29 @@ class FlyImitation(Imitation):
     def machines(self) -> list[Machine]:
         """All machines that are still there."""
         return [m for a in self.apps.values() for m in a.machines.values() if not m.gone]
+
+    @property
+    def things(self) -> list[str]:
+        """See ``Imitation``."""
+        return [
+            name
+            for app in self.apps.values()
+            for name in (
+                f"app {app.name}",
+                *(f"machine {m.name}" for m in app.machines.values() if not m.gone),
+                *(f"address {ip['ip']} of {app.name}" for ip in app.ips),
+                *(f"secret {secret} of {app.name}" for secret in app.secrets),
+            )
+        ]
+
+    @property
+    def programs(self) -> list[Running]:
+        """See ``Imitation``."""
+        return [m.running for m in self.host.started if m.running is not None and m.running.code is None]
+
+    async def rest(self, speed: float) -> None:
+        """Be the proxy that looks every few minutes (fly.md §6)."""
+        await self.idle_pass(IDLE_SECONDS / speed)
 
     async def opened(self, stack: AsyncExitStack) -> None:
         """See ``Imitation``."""
@@ -486,7 +511,7 @@ class FlyImitation(Imitation):
             service, at = machine.service, (machine.app.name, machine.region)
             up = sum(m.state == "started" and not m.cordoned for m in machine.app.machines.values())
             wanted = service.get("autostop") not in {None, False, "off"} and not machine.cordoned
-            quiet = time.monotonic() - machine.used_at >= idle_seconds
+            quiet = time.monotonic() - machine.used_at >= idle_seconds and not self.edge.busy[machine.app.name]
             spare = up > service.get("min_machines_running", 0)
             if machine.state == "started" and wanted and quiet and spare and at not in stopped:
                 stopped[at] = machine.name

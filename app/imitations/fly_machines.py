@@ -107,11 +107,14 @@ class Machine:
 
 @dataclass(kw_only=True)
 class Host:
-    """Starts and ends machines. ``quirk`` tells whether to misbehave; ``builder`` is the builder program's command."""
+    """Starts and ends machines. ``quirk`` tells whether to misbehave; ``builder`` is the builder program's command.
+
+    ``outfit`` adds what the builder image brings to a builder's environment.
+    """
 
     quirk: Callable[[str], bool]
     builder: Sequence[str]
-    builder_env: Mapping[str, str]
+    outfit: Callable[[Mapping[str, str]], dict[str, str]]
     released: asyncio.Event = field(default_factory=asyncio.Event)
     """Set unless starts are held back (slow start)."""
     tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
@@ -205,7 +208,7 @@ class Host:
         env |= {**machine.config.get("env", {}), **machine.secrets, "PORT": str(machine.port)}
         env |= {"FLY_APP_NAME": machine.app.name, "FLY_MACHINE_ID": machine.id, "FLY_REGION": machine.region}
         if not machine.service:
-            env |= {**self.builder_env, "SLIPWAY_WORK": str(machine.cwd / "work")}
+            env = self.outfit(env) | {"SLIPWAY_WORK": str(machine.cwd / "work")}
         return env
 
     async def _starve(self, machine: Machine) -> None:

@@ -24,7 +24,7 @@ from app.images.reference import parse_reference
 from app.imitations.base import Fault, Imitation, Refused
 from app.imitations.edge import Edge
 from app.imitations.koyeb_machines import OPEN, App, Deployment, Host, Instance, Service, new_id, now
-from app.imitations.programs import Line, Program, pull
+from app.imitations.programs import Line, Program, Running, pull
 from app.imitations.server import serving
 
 TOKEN = "koyeb-imitation"  # noqa: S105 - opens nothing but this stand-in
@@ -93,17 +93,18 @@ class KoyebImitation(Imitation):
         builder_env: Mapping[str, str] | None = None,
         contracts: Path | None = None,
         port: int = 0,
+        speed: float = 0.0,
         token: str = TOKEN,
         health_seconds: float = 10.0,
     ) -> None:
-        super().__init__(folder, contracts=contracts, port=port)
+        super().__init__(folder, contracts=contracts, port=port, speed=speed, builder_env=builder_env)
         self.apps: dict[str, App] = {}
         self.secrets: dict[str, dict[str, Any]] = {}
         self.host = Host(
             folder=folder / "instances",
             pull=self._pull,
             secrets=self._secret_value,
-            builder_env=builder_env or {},
+            outfit=self.outfit,
             health_seconds=health_seconds,
         )
         self.host.released.set()
@@ -120,6 +121,22 @@ class KoyebImitation(Imitation):
     def services(self) -> list[Service]:
         """All services that are there."""
         return [s for a in self.apps.values() for s in a.services.values()]
+
+    @property
+    def things(self) -> list[str]:
+        """See ``Imitation``; what is being deleted is still there."""
+        apps = [f"app {app.name}" for app in self.apps.values()]
+        services = [f"service {s.name} of {s.app.name}" for s in self.services]
+        return apps + services + [f"secret {secret['name']}" for secret in self.secrets.values()]
+
+    @property
+    def programs(self) -> list[Running]:
+        """See ``Imitation``."""
+        return [running for running in self.host.alive if running.code is None]
+
+    async def rest(self, speed: float) -> None:
+        """Put to sleep after the delay that each service asks for (koyeb.md §5)."""
+        await self.idle_pass(None, speed=speed)
 
     async def opened(self, stack: AsyncExitStack) -> None:
         """See ``Imitation``."""
@@ -548,18 +565,22 @@ class KoyebImitation(Imitation):
         active.used_at = max(active.used_at, time.monotonic())
         return f"http://127.0.0.1:{instance.port}" if instance else None
 
-    async def idle_pass(self, idle_seconds: float = 0.0) -> list[str]:
-        """Put to sleep what may sleep and had no request for so long (koyeb.md §5); returns the apps' names."""
+    async def idle_pass(self, idle_seconds: float | None = 0.0, *, speed: float = 1.0) -> list[str]:
+        """Put to sleep what may sleep and had no request for so long (koyeb.md §5); returns the apps' names.
+
+        None stands for the delay of each service itself, passed ``speed`` times faster.
+        """
         slept = []
         for service in self.services:
             active = service.active
-            least = (active.definition.get("scalings") or [{}])[0].get("min", 1) if active else 1
-            if (
-                active
-                and active.status == "HEALTHY"
-                and not least
-                and time.monotonic() - active.used_at >= idle_seconds
-            ):
+            if active is None or active.status != "HEALTHY" or self.edge.busy[service.app.domain.partition(".")[0]]:
+                continue
+            scaling = (active.definition.get("scalings") or [{}])[0]
+            if scaling.get("min", 1):
+                continue
+            delays = [t["sleep_idle_delay"]["deep_sleep_value"] for t in scaling.get("targets", ())]
+            asked = min(delays, default=IDLE[1])
+            if time.monotonic() - active.used_at >= (asked / speed if idle_seconds is None else idle_seconds):
                 await self.host.sleep(active)
                 slept.append(service.app.name)
         return slept

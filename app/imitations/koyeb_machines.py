@@ -115,12 +115,15 @@ class App:
 
 @dataclass(kw_only=True)
 class Host:
-    """Rolls deployments out and ends them. ``secrets`` are values by name, for references and expansion."""
+    """Rolls deployments out and ends them. ``secrets`` are values by name, for references and expansion.
+
+    ``outfit`` adds what the builder image brings to a builder's environment.
+    """
 
     folder: Path
     pull: Callable[[dict[str, Any]], Awaitable[Program]]
     secrets: Callable[[str], str | None]
-    builder_env: Mapping[str, str]
+    outfit: Callable[[Mapping[str, str]], dict[str, str]]
     health_seconds: float
     released: asyncio.Event = field(default_factory=asyncio.Event)
     """Set unless starts are held back (slow start)."""
@@ -279,7 +282,7 @@ class Host:
             name = one.get("secret")
             env[one["key"]] = (self.secrets(name) or "") if name else self._expand(one.get("value", ""), injected)
         if service.kind == "WORKER":
-            return env | {**self.builder_env, "SLIPWAY_WORK": str(cwd / "work")}
+            return self.outfit(env) | {"SLIPWAY_WORK": str(cwd / "work")}
         return env | {"PORT": str(instance.port)}
 
     def _expand(self, value: str, injected: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ registries of ``registries``: host names as they stand in image paths, and where
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from app.imitations.base import Fault, Handler, Imitation, Refused
 from app.imitations.contracts import Amendments
 from app.imitations.edge import Edge
 from app.imitations.northflank_workloads import Host, Job, Run, Service
-from app.imitations.programs import Line, Program, pull
+from app.imitations.programs import Line, Program, Running, pull
 from app.imitations.server import serving
 
 PROJECT = "agents"
@@ -103,13 +103,14 @@ class NorthflankImitation(Imitation):
         registries: Mapping[str, str] | None = None,
         contracts: Path | None = None,
         port: int = 0,
+        speed: float = 0.0,
         token: str = TOKEN,
         projects: Sequence[str] = (PROJECT,),
         page: int = 100,
         hourly: int = 1_000_000,
         june: bool = False,
     ) -> None:
-        super().__init__(folder, contracts=contracts, port=port)
+        super().__init__(folder, contracts=contracts, port=port, speed=speed, builder_env=builder_env)
         self.builder = builder
         self.builder_image = builder_image
         self.registries = dict(registries or {})
@@ -118,7 +119,7 @@ class NorthflankImitation(Imitation):
         self.services: dict[tuple[str, str], Service] = {}
         self.secrets: dict[tuple[str, str], dict[str, Any]] = {}
         self.credentials: dict[str, dict[str, Any]] = {}
-        self.host = Host(folder=folder / "containers", builder_env=builder_env or {})
+        self.host = Host(folder=folder / "containers", outfit=self.outfit)
         self.host.released.set()
         self.edge = Edge(self.pick)
         self.edge_url = ""
@@ -137,10 +138,20 @@ class NorthflankImitation(Imitation):
         return f"http://{{dns}}:{self.edge_url.rpartition(':')[2]}"
 
     @property
-    def leftovers(self) -> list[str]:
-        """Everything of ours that is still there."""
-        keyed = [*self.jobs, *self.services, *self.secrets]
-        return [name for _, name in keyed] + list(self.credentials)
+    def things(self) -> list[str]:
+        """See ``Imitation``; what is being deleted is still there."""
+        kept: dict[str, Collection[tuple[str, str]]] = {
+            "job": self.jobs,
+            "service": self.services,
+            "secret group": self.secrets,
+        }
+        named = [f"{kind} {name}" for kind, table in kept.items() for _, name in table]
+        return named + [f"registry credential {name}" for name in self.credentials]
+
+    @property
+    def programs(self) -> list[Running]:
+        """See ``Imitation``."""
+        return [running for running in self.host.live if running.code is None]
 
     async def opened(self, stack: AsyncExitStack) -> None:
         """See ``Imitation``."""

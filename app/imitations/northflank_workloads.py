@@ -123,10 +123,13 @@ class Service:
 
 @dataclass(kw_only=True)
 class Host:
-    """Starts and ends programs. ``released`` is set unless starts are held back (slow start)."""
+    """Starts and ends programs. ``released`` is set unless starts are held back (slow start).
+
+    ``outfit`` adds what the builder image brings to a builder's environment.
+    """
 
     folder: Path
-    builder_env: Mapping[str, str]
+    outfit: Callable[[Mapping[str, str]], dict[str, str]]
     released: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
     live: list[Running] = field(default_factory=list)
@@ -201,8 +204,8 @@ class Host:
         assert run.program is not None
         work = self.folder / container.name / "work"
         await asyncio.to_thread(work.mkdir, parents=True, exist_ok=True)
-        own = {"SLIPWAY_WORK": str(work), **self.builder_env}
-        running = await self._start(container, run.program, {**run.env, **own}, run.lines)
+        env = self.outfit(run.env) | {"SLIPWAY_WORK": str(work)}
+        running = await self._start(container, run.program, env, run.lines)
         await running.ended.wait()
         self.live.remove(running)
         container.move("TASK_FINISHED" if running.code == 0 else "TASK_FAILED")

@@ -21,13 +21,14 @@ from app.images.reference import parse_reference
 from app.imitations import graphql
 from app.imitations.base import Fault, Imitation, Refused
 from app.imitations.edge import Edge
-from app.imitations.programs import Program, pull
+from app.imitations.programs import Program, Running, pull
 from app.imitations.railway_host import OVER, PENDING, Deployment, Host, Service, domain_of, new_id
 from app.imitations.server import serving
 
 TOKEN = "railway-imitation"  # noqa: S105 - opens nothing but this stand-in
 MAX_NAME = 32
 WAKE_SECONDS = 10.0
+IDLE_SECONDS = 600.0
 POLL_SECONDS = 0.01
 PATH = "/graphql/v2"
 
@@ -89,14 +90,15 @@ class RailwayImitation(Imitation):
         registries: Mapping[str, str] | None = None,
         contracts: Path | None = None,
         port: int = 0,
+        speed: float = 0.0,
         token: str = TOKEN,
         page: int = 100,
     ) -> None:
-        super().__init__(folder, port=port)
+        super().__init__(folder, port=port, speed=speed, builder_env=builder_env)
         self.contract = graphql.load(contracts, self.contract_file)
         self.projects = {"project-services": "environment-services", "project-builders": "environment-builders"}
         self.services: dict[str, Service] = {}
-        self.host = Host(pull=self._pull, services=self.services, environment=builder_env or {})
+        self.host = Host(pull=self._pull, services=self.services, outfit=self.outfit)
         self.host.released.set()
         self.token = token
         self.builder = tuple(builder)
@@ -122,6 +124,20 @@ class RailwayImitation(Imitation):
     def deployments(self) -> list[Deployment]:
         """All deployments of services that are still there, oldest first."""
         return [d for s in self.services.values() for d in s.deployments]
+
+    @property
+    def things(self) -> list[str]:
+        """See ``Imitation``."""
+        return [f"service {s.name} in {s.project}" for s in self.services.values()]
+
+    @property
+    def programs(self) -> list[Running]:
+        """See ``Imitation``."""
+        return [d.running for d in self.host.started if d.running is not None and d.running.code is None]
+
+    async def rest(self, speed: float) -> None:
+        """Let ten minutes without packets pass (railway.md §5.3)."""
+        await self.idle_pass(IDLE_SECONDS / speed)
 
     async def opened(self, stack: AsyncExitStack) -> None:
         """See ``Imitation``."""
@@ -378,6 +394,7 @@ class RailwayImitation(Imitation):
                     return None
                 await self._until_up(deployment)
             if deployment.status == "SUCCESS" and not deployment.stopped:
+                deployment.used_at = time.monotonic()
                 return f"http://127.0.0.1:{deployment.port}"
         return None
 
@@ -386,12 +403,15 @@ class RailwayImitation(Imitation):
         while deployment.status == "DEPLOYING" and time.monotonic() < end:  # noqa: ASYNC110 - many writers, no event
             await asyncio.sleep(POLL_SECONDS)
 
-    async def idle_pass(self) -> list[str]:
-        """Put to sleep what may, as if ten minutes without outbound packets had passed (railway.md §5.3)."""
+    async def idle_pass(self, idle_seconds: float = 0.0) -> list[str]:
+        """Put to sleep what may and sent nothing for so long (railway.md §5.3); here only answers to requests count."""
         slept = []
-        for service in self.services.values():
+        for service in list(self.services.values()):
+            if any(self.edge.busy[d["domain"].partition(".")[0]] for d in service.domains):
+                continue
             for deployment in service.active:
-                if deployment.config.get("sleepApplication") and deployment.status == "SUCCESS":
+                quiet = time.monotonic() - deployment.used_at >= idle_seconds
+                if deployment.config.get("sleepApplication") and deployment.status == "SUCCESS" and quiet:
                     await self.host.sleep(deployment)
                     slept.append(service.name)
         return slept

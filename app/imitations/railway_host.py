@@ -11,6 +11,7 @@ import re
 import secrets
 import signal
 import socket
+import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -85,6 +86,7 @@ class Deployment:
     instance: str = ""
     instance_status: str = ""
     starts: int = 0
+    used_at: float = field(default_factory=time.monotonic)
     port: int = 0
     asked_to_end: bool = False
     lines: deque[Line] = field(default_factory=lambda: deque(maxlen=LINES))
@@ -114,12 +116,15 @@ class Deployment:
 
 @dataclass(kw_only=True)
 class Host:
-    """Runs deployments. ``released`` is set unless starts are held back."""
+    """Runs deployments. ``released`` is set unless starts are held back.
+
+    ``outfit`` adds what the builder image brings to a builder's environment.
+    """
 
     pull: Pull
     services: Mapping[str, Service]
+    outfit: Callable[[Mapping[str, str]], dict[str, str]]
     released: asyncio.Event = field(default_factory=asyncio.Event)
-    environment: Mapping[str, str] = field(default_factory=dict)
     tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
     started: list[Deployment] = field(default_factory=list)
 
@@ -219,7 +224,9 @@ class Host:
         env |= {"RAILWAY_PROJECT_ID": service.project, "RAILWAY_ENVIRONMENT_ID": service.environment}
         env |= {"RAILWAY_SERVICE_ID": service.id, "RAILWAY_DEPLOYMENT_ID": deployment.id}
         env |= {"RAILWAY_REPLICA_ID": deployment.instance, "PORT": str(deployment.port)}
-        return {"SLIPWAY_WORK": str(deployment.cwd / "work"), **self.environment, **env}
+        if deployment.config["restartPolicyType"] == "NEVER":  # a builder: whatever serves is started again
+            env = self.outfit(env) | {"SLIPWAY_WORK": str(deployment.cwd / "work")}
+        return env
 
     def _render(self, service: Service, value: str) -> str:
         """Expand references, also those to other services of the project (railway.md §4.2)."""
@@ -246,6 +253,7 @@ class Host:
                     return
                 await asyncio.sleep(CHECK_SECONDS)
         deployment.status, deployment.served = "SUCCESS", True
+        deployment.used_at = time.monotonic()
         for old in deployment.service.deployments:
             if old is not deployment and old.status not in OVER and old.created_at <= deployment.created_at:
                 await self.end(old, "REMOVED")

@@ -51,6 +51,8 @@ class Entry:
     configured: bool
     missing: tuple[str, ...] = ()
     """Settings to set before it is offered."""
+    imitated: bool = False
+    """Whether a stand-in takes its place."""
     builders: bool = True
     services: bool = True
 
@@ -88,5 +90,11 @@ def entries(settings: Settings) -> dict[str, Entry]:
     known = {"local": Entry(name="local", traits=local.traits(settings), configured=on, missing=missing)}
     for name, remote in REMOTE.items():
         lacks = remote.missing(settings)
-        known[name] = Entry(name=name, traits=remote.traits(settings), configured=not lacks, missing=lacks)
+        known[name] = Entry(
+            name=name,
+            traits=remote.traits(settings),
+            configured=not lacks,
+            missing=lacks,
+            imitated=name in settings.imitate,
+        )
     return known

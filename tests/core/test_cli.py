@@ -17,6 +17,9 @@ CASES = [
     (["serve"], {"SLIPWAY_PUBLIC_URL": "http://example.com"}, "must be https"),
     (["gateway"], {"DATABASE_URL": "mysql://x/y", "SLIPWAY_SECRET_KEYS": "k"}, "DATABASE_URL"),
     (["worker"], {"DATABASE_URL": "postgresql://x@127.0.0.1:1/x"}, "can't be reached"),
+    (["worker"], {"DATABASE_URL": "postgresql://x@127.0.0.1:1/x", "SLIPWAY_IMITATE": "fly"}, "`slipway serve` alone"),
+    (["serve", "--imitate", "fly,heroku"], {}, "there is no stand-in for 'heroku'"),
+    (["serve", "--imitate", "fly"], {"SLIPWAY_FLY__TOKEN": "x"}, "unset SLIPWAY_FLY__"),
 ]
 # One interpreter for all: to import everything takes it longer than all the commands.
 RUN = """

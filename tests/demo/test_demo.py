@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from app.demo.server import environment
+from tests.support import contracts
 from tests.support.agents import Toolbox
 from tests.support.processes import REPOSITORY, Child, assert_gone, descendants, python, spawned
 
@@ -72,6 +73,25 @@ def test_it_goes_the_whole_way_and_leaves_nothing(home: Path, tmp_path: Path) ->
     answers = re.findall(r"'digest': '(sha256:[0-9a-f]+)'", told)
     assert answers[0] == answers[-1] != answers[-2]
     assert len(set(answers)) == 3
+    assert list((tmp_path / "temp").iterdir()) == []
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "platform",
+    ["northflank", *(pytest.param(name, marks=pytest.mark.volume) for name in ("fly", "koyeb", "railway"))],
+)
+def test_it_goes_the_whole_way_on_an_imitated_platform(home: Path, tmp_path: Path, platform: str) -> None:
+    folder = contracts.folder()
+    given = {"SLIPWAY_CONTRACTS": str(folder)} if folder else {}
+    with demo(outside(tmp_path, SLIPWAY_HOME=str(home), **given), "--platform", platform) as child:
+        assert child.wait(DEMO_SECONDS) == 0, child.output
+    told = "".join(child.output)
+    for stage in ("asleep after", "ms to the answer of", "rolled out", "rolled back", f"no program runs on {platform}"):
+        assert stage in told, told
+    checked = re.search(r"(\d+) requests(?:, (\d+) of them checked)?", told)
+    assert checked
+    assert checked[2] == (checked[1] if folder else None)
     assert list((tmp_path / "temp").iterdir()) == []
 
 

@@ -276,7 +276,7 @@ async def test_a_healthy_build_takes_five_requests(
     expected = {"put job": 1, "list runs": 1, "start run": 1, "abort run": 1, "delete job": 1}
     assert dict(made.requests) == expected
     assert len(place.requests) == 5
-    assert place.leftovers == []
+    assert place.things == []
 
 
 async def test_the_last_requests_of_an_hour_are_for_stopping(place: NorthflankImitation) -> None:
@@ -305,7 +305,7 @@ async def test_the_last_requests_of_an_hour_are_for_stopping(place: NorthflankIm
         await builders.stop(ref)
     finally:
         await made.aclose()
-    assert place.leftovers == []
+    assert place.things == []
 
 
 async def test_what_the_platform_says_is_left_is_believed(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ async def test_stopping_what_is_over_or_has_no_handle_removes_it(
     await builders.stop(ref)
     await builders.launch(running)
     await builders.stop(Ref(name=running.name))
-    assert (place.leftovers, await _none_left(place)) == ([], True)
+    assert (place.things, await _none_left(place)) == ([], True)
 
 
 @pytest.mark.parametrize("envelope", [None, "logs in data.logs", "logs in data.data"])

@@ -280,7 +280,7 @@ async def test_a_wrong_credential_or_digest_is_rejected_and_leaves_nothing(
         with pytest.raises(Rejected, match="digest or credential"):
             await services.deploy(bad)
         await services.retire(support.ref_of(bad))
-        assert place.leftovers == []
+        assert place.things == []
 
 
 async def test_a_registry_with_a_port_is_refused_with_what_to_do(
@@ -390,7 +390,7 @@ async def test_removing_waits_for_its_end_and_leaves_nothing(
     place.misbehave("credential in use")
     await services.retire(support.ref_of(spec))
     assert (await services.inspect(support.ref_of(spec))).phase is Phase.GONE
-    assert place.leftovers == []
+    assert place.things == []
 
 
 async def test_a_service_whose_name_ends_alike_is_not_deleted(services: Services, spec: ServiceSpec) -> None:
@@ -425,4 +425,4 @@ async def test_what_the_sweep_lists_can_be_retired_by_it(
     await up(services, spec)
     (found,) = (await services.list_ours(INSTALLATION)).items
     await services.retire(ServiceRef(service=spec.service, release=found.ref.name, handle=found.ref.handle))
-    assert place.leftovers == []
+    assert place.things == []

@@ -1,10 +1,12 @@
 """The wheel alone, from ``/``: it holds what it needs, and the whole way goes with nothing else installed."""
 
 import os
+import signal
 import subprocess
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.shipping.installed import Installed
@@ -71,3 +73,19 @@ def test_it_serves_builds_and_deploys_from_the_root_folder(
         live = child.line("live: ", 200)
         assert child.wait(90) == 0, child.output
     assert live.startswith("live: http://demo-echo.localhost:")
+
+
+def test_it_offers_platforms_without_an_account(installed: Installed, toolbox: Toolbox, tmp_path: Path) -> None:
+    home, key = toolbox.home(tmp_path / "home", seeded=True), "slp_of_these_tests_and_long_enough"
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "SLIPWAY_HOME": str(home), "SLIPWAY_API_KEY": key}
+    env |= {"SLIPWAY_PORT": "0", "SLIPWAY_GATEWAY_PORT": "0"}
+    command = (installed.local / "bin/slipway", "serve", "--imitate", "fly,koyeb,northflank,railway")
+    with spawned(*command, env=env, cwd=Path("/")) as child:
+        url = child.line("  API", 60).split()[1]
+        assert "imitated" in child.line("  railway", 5)
+        answer = httpx.get(f"{url}/v1/platforms", headers={"Authorization": f"Bearer {key}"}, timeout=10)
+        offered = {p["name"]: (p["configured"], p["imitated"]) for p in answer.json()["items"]}
+        child.signal(signal.SIGTERM)
+        assert child.wait(60) == 0, child.output
+    assert offered.pop("local") == (True, False)
+    assert offered == dict.fromkeys(("fly", "koyeb", "northflank", "railway"), (True, True))

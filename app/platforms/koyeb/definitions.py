@@ -29,8 +29,8 @@ def web(spec: ServiceSpec, size: Size, settings: KoyebSettings) -> Json:
     docker: Json = {"image": spec.image.reference}
     if spec.image.username is not None:
         docker["image_registry_secret"] = pull_secret(spec.service, spec.release)
-    plain = {k: v for k, v in spec.env.items() if k not in {"PORT", RELEASE}}
-    plain |= {"PORT": str(spec.port), RELEASE: spec.release}
+    ours = {"PORT": str(spec.port), RELEASE: spec.release, "SLIPWAY_SERVICE": spec.service}
+    plain = {**spec.env, **ours, "SLIPWAY_DIGEST": spec.image.digest}
     secret = [{"key": k, "secret": secret_name(spec.service, spec.release, k)} for k in spec.secrets]
     check = {"port": spec.port, "path": spec.health_path, "method": "GET"}
     return {

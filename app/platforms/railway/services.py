@@ -124,7 +124,7 @@ class RailwayServices:
         ours = {"PORT": str(spec.port), MARK: spec.release, AFTER: after, "SLIPWAY_SERVICE": spec.service}
         return await self._objects.configure(
             service,
-            variables={**spec.env, **spec.secrets, **ours},
+            variables={**spec.env, **spec.secrets, **ours, "SLIPWAY_DIGEST": spec.image.digest},
             size=size,
             **image_source(spec.image),
             sleepApplication=spec.scale_min == 0,
