@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from sqlalchemy import select
 
-from app import jobs
+from app import jobs, keys
 from app.context import Context
 from app.gateway.run import serve_gateway
 from app.imitate import REGISTRY_HOST, lead_to, make, reachable
 from app.imitations.base import Imitation
 from app.imitations.server import serving
-from app.main import create_app, create_key, open_context
-from app.models import Project
+from app.main import create_app, open_context
 from app.platforms import fly, koyeb, northflank, railway
 from app.platforms.address import request_for
 from app.platforms.base import Platform
 from app.platforms.budget import Unlimited
+from app.platforms.catalog import entries
 from app.settings import Settings
 from tests.support import contracts
 from tests.support.agents import Toolbox
@@ -229,15 +228,14 @@ async def plane(at: Ground, stand_ins: Mapping[str, Imitation], *, working: bool
         bare = settings.model_copy(update=dict.fromkeys(CLOUDS))
         context = await enter(open_context(bare, url.get_secret_value(), hold_local=settings.local is not None))
         context = dataclasses.replace(context, settings=settings)
+        context.catalog.entries = entries(settings)
         for name in stand_ins:
             held = await enter(quick(name, settings))
             traits = dataclasses.replace(held.traits, poll_seconds=0.1)
             context.catalog.held[name] = dataclasses.replace(held, traits=traits)
-            entry = dataclasses.replace(context.catalog.entries[name], configured=True, missing=(), traits=traits)
-            context.catalog.entries = {**context.catalog.entries, name: entry}
         async with context.sessions.begin() as session:
-            project = (await session.execute(select(Project).where(Project.name == "default"))).scalar_one()
-            key = await create_key(session, project, "test")
+            project = await keys.project_named(session, keys.DEFAULT_PROJECT)
+            _, key = await keys.create(session, project, "test")
         await enter(serving(create_app(context), port=settings.port))
         await enter(serve_gateway(context, host="127.0.0.1", port=settings.gateway_port))
         headers = {"Authorization": f"Bearer {key}"}
