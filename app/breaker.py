@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
-from sqlalchemy import case, delete, func, or_, select, update
+from sqlalchemy import case, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import ColumnElement
 
+from app import sql
 from app.db import Sessions, alone
 from app.models import Breaker
+from app.sql import Session
 
 log = structlog.get_logger()
 
@@ -48,31 +50,37 @@ class Seen:
     troubled: frozenset[str]
 
 
-async def look(session: AsyncSession, platform: str, regions: Sequence[str], operation: str) -> Seen:
+_LOOK = """
+    select region, open_until, message,
+        extract(epoch from greatest(open_until, probe_until) - clock_timestamp())::float as seconds
+    from breaker where platform = $1 and operation = $2 and region = any($3)
+"""
+_PROBE = """
+    update breaker set probe_until = clock_timestamp() + make_interval(secs => $4)
+    where platform = $1 and region = $2 and operation = $3
+        and open_until <= clock_timestamp() and (probe_until is null or probe_until <= clock_timestamp())
+    returning region
+"""
+
+
+async def look(session: Session, platform: str, regions: Sequence[str], operation: str) -> Seen:
     """Return which of the regions are to be left alone now; a half-open one that is not among them is the caller's to probe.
 
     One query where nothing has failed. A claimed probe holds from the caller's commit on.
     """
-    these = (Breaker.platform == platform, Breaker.operation == operation, Breaker.region.in_(regions))
-    left = func.extract("epoch", func.greatest(Breaker.open_until, Breaker.probe_until) - func.clock_timestamp())
-    rows = (
-        await session.execute(select(Breaker.region, Breaker.open_until, Breaker.message, left).where(*these))
-    ).all()
+    rows = await sql.fetch(session, _LOOK, platform, operation, list(regions))
     shut = {}
     for row in rows:
-        if row.open_until is None or await _probe(session, platform, row.region, operation):
+        if row["open_until"] is None or await _probe(session, platform, row["region"], operation):
             continue
-        shut[row.region] = Shut(f"left alone after it failed repeatedly: {row.message}", max(1.0, float(row[3])))
-    return Seen(shut, frozenset(r.region for r in rows))
+        message = f"left alone after it failed repeatedly: {row['message']}"
+        shut[row["region"]] = Shut(message, max(1.0, row["seconds"]))
+    return Seen(shut, frozenset(r["region"] for r in rows))
 
 
-async def _probe(session: AsyncSession, platform: str, region: str, operation: str) -> bool:
+async def _probe(session: Session, platform: str, region: str, operation: str) -> bool:
     """Claim the probe of a target that is open, if it is time and nobody else has; a dead prober's claim ends by itself."""
-    now = func.clock_timestamp()
-    due = (Breaker.open_until <= now, or_(Breaker.probe_until.is_(None), Breaker.probe_until <= now))
-    claim = update(Breaker).where(*_target(platform, region, operation), *due)
-    claim = claim.values(probe_until=now + timedelta(seconds=PROBE_SECONDS))
-    return (await session.execute(claim.returning(Breaker.region))).first() is not None
+    return await sql.fetch_one(session, _PROBE, platform, region, operation, PROBE_SECONDS) is not None
 
 
 async def failed(sessions: Sessions, platform: str, region: str, operation: str, message: str) -> None:

@@ -10,6 +10,7 @@ from app.platforms.base import Platform
 from app.platforms.catalog import Catalog
 from app.secrets import Keyring
 from app.settings import Settings
+from app.sql import Pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,8 @@ class Context:
     settings: Settings
     engine: AsyncEngine = field(repr=False)
     sessions: Sessions = field(repr=False)
+    pool: Pool = field(repr=False)
+    """For plain SQL: what every build goes through does without the sessions (``app.sql``)."""
     catalog: Catalog
     keyring: Keyring
     images: Images

@@ -13,16 +13,19 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from pydantic_core import from_json
 from sqlalchemy import ColumnElement, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+from app import outbox
 from app.models import Installation
 from app.outbox import OutboxSession
 from app.secrets import Keyring, KeysError
+from app.sql import Pool, Transaction
 
 Sessions = async_sessionmaker[AsyncSession]
 
@@ -32,13 +35,18 @@ DATABASE_AWAY: tuple[type[Exception], ...] = (
     OperationalError,
     PoolTimeout,
     asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.AdminShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.TooManyConnectionsError,
 )
 """What tells that the database can't be asked; asyncpg's own come from the making of a connection."""
+DATABASE_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""All that can come of asking the database, by either road."""
 CONNECT_SECONDS = 10
 STATEMENT_SECONDS = 60
+ACQUIRE_SECONDS = 30
 
 
 def database_url(url: str) -> URL:
@@ -72,6 +80,46 @@ def create_engine(url: str, *, pool_size: int = 10) -> AsyncEngine:
             "server_settings": {"application_name": "slipway", "jit": "off", "timezone": "UTC"},
         },
     )
+
+
+@asynccontextmanager
+async def open_pool(url: str, *, size: int = 10) -> AsyncIterator[Pool]:
+    """Open the connections for plain SQL (``app.sql``); made as they are needed, with the engine's limits."""
+
+    async def prepare(connection: asyncpg.Connection) -> None:
+        # As on SQLAlchemy's connections: JSON goes in as text and comes back parsed.
+        await connection.set_type_codec("jsonb", encoder=str, decoder=from_json, schema="pg_catalog")
+
+    async def keep(_connection: object) -> None:
+        """Reset nothing: what we run leaves nothing behind on a connection."""
+
+    pool = asyncpg.create_pool(
+        plain_dsn(url),
+        min_size=0,
+        max_size=size,
+        max_cached_statement_lifetime=0,
+        init=prepare,
+        reset=keep,
+        timeout=CONNECT_SECONDS,
+        command_timeout=STATEMENT_SECONDS,
+        server_settings={"application_name": "slipway", "jit": "off", "timezone": "UTC"},
+    )
+    await pool
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+
+
+@asynccontextmanager
+async def transaction(pool: Pool) -> AsyncIterator[Transaction]:
+    """Run a transaction in plain SQL; its outbox is written right before the commit, as a session's is."""
+    async with pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
+        ours = Transaction(connection)
+        async with connection.transaction():
+            yield ours
+            await outbox.write(ours)
+    outbox.committed(ours.info)
 
 
 def create_sessions(engine: AsyncEngine) -> Sessions:

@@ -92,6 +92,7 @@ async def open_context(
     sessions = db.create_sessions(engine)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(engine.dispose)
+        pool = await stack.enter_async_context(db.open_pool(database_url, size=pool_size or settings.database_pool))
         async with sessions.begin() as session:
             installation = await db.installation(session, keyring)
         keys = [keyring.derive("registry-token", k) for k in keyring.keys]
@@ -110,6 +111,7 @@ async def open_context(
             settings=settings,
             engine=engine,
             sessions=sessions,
+            pool=pool,
             catalog=catalog,
             keyring=keyring,
             images=images,

@@ -2,65 +2,82 @@
 commit, in one statement each. A rollback forgets them.
 """
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 from pgqueuer.adapters.persistence.qb import QueryQueueBuilder
 from pgqueuer.adapters.persistence.query_helpers import normalize_enqueue_params
-from pydantic_core import to_json
-from sqlalchemy import event, insert
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy import event
+from sqlalchemy.orm import Session as OrmSession
 
-from app import faults
-from app.models import Event
+from app import faults, sql
 from app.queue import SETTINGS, Nudge
+from app.sql import Session, Transaction, as_json
 
-_ENQUEUE = QueryQueueBuilder(SETTINGS).build_enqueue_query("skip")
-_EVENTS = insert(Event).inline()  # nobody wants their ids back
-_COLUMNS = ("build_id", "run_id", "service_id", "release_id")
+_ABOUT = ("build_id", "run_id", "service_id", "release_id")
+_EVENTS = """
+    insert into event (project_id, kind, data, build_id, run_id, service_id, release_id)
+    select * from unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::text[], $6::text[], $7::text[])
+"""
+_JOBS = QueryQueueBuilder(SETTINGS).build_enqueue_query("skip")
 
 
-class OutboxSession(Session):
+class OutboxSession(OrmSession):
     """A session that writes its outbox before it commits."""
 
 
-def add_event(session: AsyncSession, project_id: str, kind: str, data: dict[str, Any], **about: str | None) -> None:
+def add_event(session: Session, project_id: str, kind: str, data: dict[str, Any], **about: str | None) -> None:
     """Say that something happened."""
-    row = {"project_id": project_id, "kind": kind, "data": data, **dict.fromkeys(_COLUMNS), **about}
+    row = (project_id, kind, as_json(data), *map(about.get, _ABOUT))
     session.info.setdefault("events", []).append(row)
 
 
-def enqueue(session: AsyncSession, *nudges: Nudge) -> None:
+def enqueue(session: Session, *nudges: Nudge) -> None:
     """Ask for jobs; one that waits already under its dedupe key is left alone."""
     session.info.setdefault("nudges", []).extend(nudges)
 
 
-def mark(session: AsyncSession, point: str) -> None:
+def mark(session: Session, point: str) -> None:
     """Name the fault point right after this transaction's commit, which its caller makes."""
     session.info.setdefault("points", []).append(point)
 
 
-@event.listens_for(OutboxSession, "before_commit")
-def _write(session: Session) -> None:
-    events, nudges = session.info.pop("events", None), session.info.pop("nudges", None)
-    if events:
-        session.connection().execute(_EVENTS, events)
-    if nudges:
-        session.connection().exec_driver_sql(_ENQUEUE, _parameters(nudges))
+async def write(transaction: Transaction) -> None:
+    """Write what a transaction has to say; its last statement."""
+    for statement, values in _statements(transaction.info):
+        await sql.fetch(transaction, statement, *values)
 
 
-@event.listens_for(OutboxSession, "after_commit")
-def _committed(session: Session) -> None:
-    for point in session.info.pop("points", ()):
+def committed(info: dict[Any, Any]) -> None:
+    """Pass the fault points of a transaction that has just been committed."""
+    for point in info.pop("points", ()):
         faults.at(point)
 
 
+@event.listens_for(OutboxSession, "before_commit")
+def _write(session: OrmSession) -> None:
+    for statement, values in _statements(session.info):
+        session.connection().exec_driver_sql(statement, values)
+
+
+@event.listens_for(OutboxSession, "after_commit")
+def _committed(session: OrmSession) -> None:
+    committed(session.info)
+
+
 @event.listens_for(OutboxSession, "after_soft_rollback")
-def _forget(session: Session, _transaction: object) -> None:
+def _forget(session: OrmSession, _transaction: object) -> None:
     session.info.pop("events", None)
     session.info.pop("nudges", None)
     session.info.pop("points", None)
+
+
+def _statements(info: dict[Any, Any]) -> Iterator[tuple[str, tuple[object, ...]]]:
+    if events := info.pop("events", None):
+        yield _EVENTS, tuple(map(list, zip(*events, strict=True)))
+    if nudges := info.pop("nudges", None):
+        yield _JOBS, _parameters(nudges)
 
 
 def _parameters(nudges: list[Nudge]) -> tuple[object, ...]:
@@ -79,5 +96,5 @@ def _parameters(nudges: list[Nudge]) -> tuple[object, ...]:
         normal.payload,
         normal.execute_after,
         normal.dedupe_key,
-        [to_json(h).decode() for h in normal.headers],
+        [as_json(h) for h in normal.headers],
     )

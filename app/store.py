@@ -4,13 +4,12 @@
 starts again from the row.
 """
 
-from typing import Any, TypeVar, cast
+from typing import Any
 
-from sqlalchemy import ClauseElement, Table, func, insert, update
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.sql import ColumnElement
 
+from app import sql
 from app.lifecycle import (
     REASONS,
     BuildStatus,
@@ -24,9 +23,9 @@ from app.lifecycle import (
 )
 from app.models import Build, Release, Run, Service
 from app.outbox import add_event
+from app.sql import NOW, Expression, Session
 
 Row = Build | Run | Release | Service
-R = TypeVar("R", Build, Run, Release)
 
 _STAMPS: dict[type[Status], dict[Status, str]] = {
     BuildStatus: {
@@ -48,17 +47,12 @@ _STAMPS: dict[type[Status], dict[Status, str]] = {
 }
 
 
-async def add(session: AsyncSession, model: type[R], **values: Any) -> R:
-    """Insert a row and return it whole, with what the database filled in: one statement."""
-    return (await session.execute(insert(model).values(**values).returning(model))).scalar_one()
-
-
 async def move(
-    session: AsyncSession,
+    session: Session,
     row: Row,
     to: Status,
     *,
-    where: tuple[ColumnElement[bool], ...] = (),
+    where: tuple[ColumnElement[bool] | Expression, ...] = (),
     event: dict[str, Any] | None = None,
     **values: Any,
 ) -> bool:
@@ -72,25 +66,21 @@ async def move(
         raise ValueError(f"{model.__name__}: {before} → {to} is not a move")
     values = {"status": to, **values}
     if stamp := _STAMPS[type(to)].get(to):
-        values[stamp] = func.now()
+        values[stamp] = NOW
     if isinstance(row, Build | Service):
-        values["updated_at"] = func.now()
+        values["updated_at"] = NOW
     if is_terminal(to) and not isinstance(row, Run | Release) and "next_check_at" not in values:
         values["next_check_at"] = None
-    # On the table, and with no more coming back than the database itself worked out: this is the busiest statement.
-    table = cast(Table, model.__table__)
-    computed = [name for name, value in values.items() if isinstance(value, ClauseElement)]
-    statement = update(table).where(table.c.id == row.id, table.c.status == before, *where).values(**values)
-    fresh = (await session.execute(statement.returning(table.c.id, *(table.c[n] for n in computed)))).one_or_none()
+    fresh = await sql.update(session, model, {"id": row.id, "status": before}, *where, **values)
     if fresh is None:
         return False
-    for name, value in (values | dict(zip(computed, fresh[1:], strict=True))).items():
+    for name, value in (values | dict(fresh)).items():
         set_committed_value(row, name, value)
     record(session, row, f"{model.__tablename__}.{to}", event)
     return True
 
 
-def record(session: AsyncSession, row: Row, kind: str, data: dict[str, Any] | None = None) -> None:
+def record(session: Session, row: Row, kind: str, data: dict[str, Any] | None = None) -> None:
     """Say that something happened to a row; written with the caller's transaction."""
     about: dict[str, str | None] = {f"{type(row).__tablename__}_id": row.id}
     if isinstance(row, Run):
@@ -108,7 +98,7 @@ def explain(reason: Reason, message: str | None) -> str:
 
 
 async def fail(
-    session: AsyncSession, row: Build | Release, reason: Reason, message: str | None = None, **values: Any
+    session: Session, row: Build | Release, reason: Reason, message: str | None = None, **values: Any
 ) -> bool:
     """Move a build or a release to failed, with a reason and a message fit for a person."""
     to: Status = BuildStatus.FAILED if isinstance(row, Build) else ReleaseStatus.FAILED

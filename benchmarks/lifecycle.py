@@ -26,11 +26,11 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from app import db
-from app.builds import complete, report, submit
+from app.builds import complete, ending, report, submit
 from app.embedded.binaries import installed
 from app.embedded.postgres import EmbeddedPostgres
 from app.main import ensure_key, open_context
-from app.models import Project, Run
+from app.models import Project
 from app.requests import BuildRequest
 from app.secrets import make_keys, parse_keys
 from app.settings import Settings
@@ -274,13 +274,12 @@ async def _in_process(url: str, home: Path) -> float:
             project = (await session.execute(select(Project))).scalar_one()
 
         async def start(number: int) -> None:
-            async with context.sessions.begin() as session:
+            async with db.transaction(context.pool) as session:
                 await submit.submit(context, session, project, BuildRequest.model_validate(body(number)))
 
         async def finish(row: asyncpg.Record) -> None:
-            async with context.sessions.begin() as session:
-                run = await session.get(Run, row["id"])
-                assert run is not None
+            async with db.transaction(context.pool) as session:
+                _, run = await ending.look(context.pool, row["id"])
                 orders = await report.claim(context, session, run, "i")
             repository = orders["image"]["repository"]
             template.put(repository)

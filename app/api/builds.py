@@ -7,11 +7,23 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from sqlalchemy import select
 
-from app.api.deps import BuildsRead, BuildsWrite, Ctx, Cursor, Db, KeyHolder, Limit, decode_cursor, encode_cursor, need
-from app.api.once import OnceOnly, OnceRoute
+from app.api.deps import (
+    BuildsRead,
+    BuildsWrite,
+    Ctx,
+    Cursor,
+    Db,
+    KeyHolder,
+    Limit,
+    PlainDb,
+    decode_cursor,
+    encode_cursor,
+    need,
+)
+from app.api.once import OnceOnly, OnceRoute, PlainOnce
 from app.api.problems import responses
 from app.api.schemas import BuildDetail, BuildOut, EventOut, LogLineOut, Page
-from app.api.views import build_detail, build_out
+from app.api.views import build_detail, build_out, detail
 from app.builds import submit
 from app.builds.cancel import cancel
 from app.lifecycle import BuildStatus
@@ -29,8 +41,8 @@ async def create_build(
     context: Ctx,
     project: BuildsWrite,
     holder: KeyHolder,
-    once: OnceOnly,
-    session: Db,
+    once: PlainOnce,
+    session: PlainDb,
     request: Request,
     response: Response,
 ) -> BuildDetail:
@@ -42,7 +54,7 @@ async def create_build(
         need(holder, Scope.SERVICES_WRITE)
     build = await submit.submit(context, session, project, body)
     response.headers["Location"] = f"{request.url.path.rstrip('/')}/{build.id}"
-    return await build_detail(session, build)
+    return detail(build, body.service.name if body.service else None)
 
 
 @router.get("", responses=responses())

@@ -12,16 +12,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import ClientDisconnect
 
 from app.context import Context
+from app.db import transaction
 from app.errors import Refusal, forbidden, too_large, unauthorized
 from app.keys import Doorman, Holder
 from app.models import Project
 from app.requests import Scope
+from app.sql import Transaction
 
 bearer = HTTPBearer(auto_error=False, description="An API key, or a run token on the builder's side.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 
-def get_context(request: Request) -> Context:
+async def get_context(request: Request) -> Context:
     """Return the process's context."""
     context: Context = request.app.state.context
     return context
@@ -39,7 +41,16 @@ async def get_session(context: Ctx) -> AsyncIterator[AsyncSession]:
 Db = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
-def get_doorman(request: Request) -> Doorman:
+async def get_transaction(context: Ctx) -> AsyncIterator[Transaction]:
+    """Do the same in plain SQL, for the busiest routes."""
+    async with transaction(context.pool) as plain:
+        yield plain
+
+
+PlainDb = Annotated[Transaction, Depends(get_transaction, scope="function")]
+
+
+async def get_doorman(request: Request) -> Doorman:
     """Return what tells callers by their keys."""
     doorman: Doorman = request.app.state.doorman
     return doorman

@@ -15,20 +15,29 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json, to_json
-from sqlalchemy import Float, delete, func, literal, select
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.api.deps import Ctx, Db, KeyHolder
+from app import sql
+from app.api.deps import Ctx, Db, KeyHolder, PlainDb
 from app.context import Context
 from app.errors import Refusal, invalid
 from app.models import IdempotencyKey
 from app.secrets import KeysError
+from app.sql import Session
 
 KEPT_SECONDS = 24 * 3600
 FOR_GOOD = frozenset({400, 404, 405, 409, 410, 413, 415, 422})
 """Refusals that the same request gets again, so that they are kept."""
 REPLAYED = {"Idempotency-Replayed": "true"}
+
+
+_KEPT = """
+    select *, created_at < now() - make_interval(secs => $3) as over from idempotency_key where project_id = $1 and key = $2
+"""
+_FORGET = "delete from idempotency_key where project_id = $1 and key = $2"
+_KEEP = """
+    insert into idempotency_key (project_id, key, key_id, fingerprint, status, media_type, location, body)
+    values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing
+"""
 
 
 @dataclass
@@ -48,29 +57,28 @@ class Once:
     what: str
     """Method and address; the body comes to it in ``enter``."""
     hides: tuple[str, ...] = ()
-    _session: AsyncSession | None = field(default=None, init=False)
+    _session: Session | None = field(default=None, init=False)
     _fingerprint: bytes = field(default=b"", init=False)
 
-    async def enter(self, session: AsyncSession, body: bytes) -> None:
+    async def enter(self, session: Session, body: bytes) -> None:
         """Begin, in the transaction of the request's effect; Replay when it was carried out before.
 
         Refusal: 409 while the same key is under way, 422 when the key came with another request.
         """
         number = struct.unpack("q", self._mac(b"lock", self.key.encode())[:8])[0]
-        mine = select(func.pg_try_advisory_xact_lock(literal(number)))
-        if not (await session.execute(mine)).scalar_one():
+        (mine,) = await sql.fetch(session, "select pg_try_advisory_xact_lock($1::bigint) as ours", number)
+        if not mine["ours"]:
             detail = "A request with this Idempotency-Key is under way; ask again."
             raise Refusal(409, "idempotency_in_flight", detail, headers={"Retry-After": "1"})
         self._session, self._fingerprint = session, self._mac(self.what.encode(), body)
         # A statement of its own: it has to see what was committed before the lock was ours.
-        age = func.extract("epoch", func.now() - IdempotencyKey.created_at).cast(Float)
-        row = (await session.execute(select(IdempotencyKey, age).where(*self._row))).one_or_none()
+        row = await sql.fetch_one(session, _KEPT, self.project_id, self.key, float(KEPT_SECONDS))
         if row is None:
             return
-        kept, seconds = row
-        if seconds > KEPT_SECONDS:
-            await session.execute(delete(IdempotencyKey).where(*self._row))
+        if row["over"]:
+            await sql.fetch(session, _FORGET, self.project_id, self.key)
             return
+        kept = sql.load(IdempotencyKey, row)
         try:
             same = hmac.compare_digest(kept.fingerprint, self._mac(self.what.encode(), body, kept.key_id))
         except KeysError:  # the secret key was taken away meanwhile: nobody can say what the first request was
@@ -91,20 +99,15 @@ class Once:
         async with self.context.sessions.begin() as session:
             await self._insert(session, response)
 
-    async def _insert(self, session: AsyncSession, response: Response) -> None:
+    async def _insert(self, session: Session, response: Response) -> None:
         body: dict[str, Any] | None = from_json(bytes(response.body)) if response.body else None
         if body is not None and response.status_code < 300:
             body = {k: v for k, v in body.items() if k not in self.hides}
-        values = {
-            "project_id": self.project_id, "key": self.key, "key_id": self.context.keyring.active,
-            "fingerprint": self._fingerprint, "status": response.status_code,
-            "media_type": response.headers.get("content-type"), "location": response.headers.get("location"), "body": body,
-        }  # fmt: skip
-        await session.execute(insert(IdempotencyKey).values(**values).on_conflict_do_nothing())
-
-    @property
-    def _row(self) -> tuple[Any, ...]:
-        return IdempotencyKey.project_id == self.project_id, IdempotencyKey.key == self.key
+        headers = response.headers
+        await sql.fetch(
+            session, _KEEP, self.project_id, self.key, self.context.keyring.active, self._fingerprint, response.status_code,
+            headers.get("content-type"), headers.get("location"), None if body is None else sql.as_json(body),
+        )  # fmt: skip
 
     def _mac(self, about: bytes, data: bytes, key_id: str | None = None) -> bytes:
         text = b"\n".join((self.project_id.encode(), about, data))
@@ -141,11 +144,23 @@ async def get_once(request: Request, context: Ctx, caller: KeyHolder, key: Key =
     return once
 
 
-async def entered(request: Request, session: Db, once: Annotated[Once | None, Depends(get_once)]) -> Once | None:
+async def _entered(request: Request, session: Session, once: Once | None) -> Once | None:
     """Begin with the request's key and its whole body; Replay when it was carried out before."""
     if once is not None:
         await once.enter(session, _canonical(await request.body()))
     return once
+
+
+async def entered(request: Request, session: Db, once: Annotated[Once | None, Depends(get_once)]) -> Once | None:
+    """Begin in the transaction of ``Db``."""
+    return await _entered(request, session, once)
+
+
+async def entered_plainly(
+    request: Request, session: PlainDb, once: Annotated[Once | None, Depends(get_once)]
+) -> Once | None:
+    """Begin in the transaction of ``PlainDb``."""
+    return await _entered(request, session, once)
 
 
 def _canonical(body: bytes) -> bytes:
@@ -160,6 +175,8 @@ OnceStreamed = Annotated[Once | None, Depends(get_once)]
 """For a route that reads its body itself and calls ``enter``. Comes after the parameter that checks the scope."""
 OnceOnly = Annotated[Once | None, Depends(entered)]
 """For a route whose transaction is ``Db``. Comes after the parameter that checks the scope."""
+PlainOnce = Annotated[Once | None, Depends(entered_plainly)]
+"""For a route whose transaction is ``PlainDb``. Comes after the parameter that checks the scope."""
 
 
 class OnceRoute(APIRoute):

@@ -6,11 +6,12 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app import sql
 from app.api.deps import Ctx, Db, Token, read_body
 from app.api.problems import from_validation, responses
 from app.api.schemas import Answer
 from app.builds import complete, report
-from app.db import alone
+from app.db import transaction
 from app.models import Run
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"], responses=responses(403, 404, 409, 410))
@@ -73,13 +74,17 @@ class CompletionAnswer(Answer):
 
 async def get_run(run_id: str, token: Token, context: Ctx, session: Db) -> Run:
     """Return the run that the token opens, before anything else of the request is looked at."""
-    return await report.authenticate(context, session, run_id, token)
+    return await report.authenticate(context, run_id, token, lambda owner: session.get(Run, owner))
 
 
 async def get_run_apart(run_id: str, token: Token, context: Ctx) -> Run:
-    """Do the same and leave no transaction open, for routes that go on to ask a registry."""
-    async with alone(context.sessions) as session:
-        return await report.authenticate(context, session, run_id, token)
+    """Do the same and leave no transaction open: the route begins its own, or goes on to ask a registry."""
+
+    async def read(owner: str) -> Run | None:
+        row = await context.pool.fetchrow("select * from run where id = $1", owner)
+        return sql.load(Run, row) if row else None
+
+    return await report.authenticate(context, run_id, token, read)
 
 
 Opened = Annotated[Run, Depends(get_run, scope="function")]
@@ -87,9 +92,10 @@ OpenedApart = Annotated[Run, Depends(get_run_apart)]
 
 
 @router.post("/claim")
-async def claim_run(run: Opened, body: FromBuilder, context: Ctx, session: Db) -> dict[str, Any]:
+async def claim_run(run: OpenedApart, body: FromBuilder, context: Ctx) -> dict[str, Any]:
     """Take the run; the first instance wins and gets its orders."""
-    return await report.claim(context, session, run, body.instance)
+    async with transaction(context.pool) as session:
+        return await report.claim(context, session, run, body.instance)
 
 
 @router.get("/source", response_class=StreamingResponse)

@@ -1,5 +1,6 @@
 """Rows as the API shows them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -71,15 +72,29 @@ async def build_detail(session: AsyncSession, build: Build) -> BuildDetail:
     release = await session.get(Release, build.release_id) if build.release_id else None
     service = await session.get(Service, build.service_id) if build.service_id else None
     live = service is not None and release is not None and service.live_release_id == release.id
+    url = service.url if service is not None and live else None
+    return detail(build, service.name if service else None, runs=runs, artifact=artifact, release=release, url=url)
+
+
+def detail(
+    build: Build,
+    service: str | None,
+    *,
+    runs: Sequence[Run] = (),
+    artifact: Artifact | None = None,
+    release: Release | None = None,
+    url: str | None = None,
+) -> BuildDetail:
+    """Return a build with what belongs to it; a new one has nothing yet."""
     return BuildDetail(
-        **build_fields(build, service.name if service else None),
+        **build_fields(build, service),
         spec=build.spec | ({"service": build.config} if build.config is not None else {}),
         diagnostics=[Diagnostic(**d) for d in build.diagnostics],
         tried=[Tried(**t) for t in build.tried],
         runs=[run_out(r) for r in runs],
         artifact=artifact_out(artifact) if artifact else None,
         release=release_out(release, artifact.digest if artifact else None) if release else None,
-        url=service.url if service is not None and live else None,
+        url=url,
         timings=timings(build, runs[-1] if runs else None),
     )
 

@@ -8,7 +8,7 @@ import structlog
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, store
+from app import faults, sql, store
 from app.builds import slots
 from app.builds.ending import end_run, lock, requeue
 from app.context import Context
@@ -33,9 +33,8 @@ def ref_of(run: Run) -> Ref:
 
 async def cleanup(context: Context, run_id: str) -> None:
     """Remove the machine of an ended run; safe to repeat, and repeated by reconcile until it was done."""
-    async with context.sessions() as session:
-        run = await session.get(Run, run_id)
-    if run is None or not is_terminal(run.status):
+    row = await context.pool.fetchrow("select * from run where id = $1", run_id)
+    if row is None or not is_terminal((run := sql.load(Run, row)).status):
         return
     platform = context.platform(run.platform)
     if platform is None or platform.builders is None:
@@ -48,8 +47,7 @@ async def cleanup(context: Context, run_id: str) -> None:
         log.warning("clean-up will be tried again", run_id=run.id, error=str(e) or type(e).__name__)
         return
     faults.at("cleanup.stopped")
-    async with context.sessions.begin() as session:
-        await session.execute(update(Run).where(Run.id == run_id).values(cleaned_at=func.now(), next_check_at=None))
+    await context.pool.execute("update run set cleaned_at = now(), next_check_at = null where id = $1", run_id)
     faults.at("cleanup.recorded")
 
 
@@ -111,7 +109,7 @@ async def _lose(
             {"t": t.at.timestamp(), "s": t.stream if t.stream != "platform" else "builder", "m": t.text} for t in tail
         ]
         await session.execute(insert(RunLog).values(run_id=run.id, number=0, lines=lines))
-        run.log_next = len(lines)
+        await session.execute(update(Run).where(Run.id == run.id).values(log_next=len(lines)))
     if build.status not in slots.IN_SLOT or build.attempt != run.attempt:
         return
     if reason is Reason.BUILDER_LOST:

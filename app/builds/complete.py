@@ -9,14 +9,12 @@ from typing import Annotated, Any, Literal
 
 import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, store
+from app import faults, sql, store
 from app.builds import slots
-from app.builds.ending import ANOTHER_TRY, end_run, lock, requeue
+from app.builds.ending import ANOTHER_TRY, end_run, lock, look, requeue
 from app.context import Context
-from app.db import alone
+from app.db import transaction
 from app.errors import conflict, invalid, unauthorized, unavailable
 from app.ids import new_id
 from app.images.errors import ImageInvalid, ImageNotFound, RegistryError
@@ -24,6 +22,7 @@ from app.images.inspect import ImageInfo, check_runnable
 from app.lifecycle import BuildStatus, Reason, RunStatus, is_terminal
 from app.models import Artifact, Build, Run, Service
 from app.services.release import create_release
+from app.sql import Session
 
 log = structlog.get_logger()
 
@@ -133,21 +132,22 @@ async def complete(context: Context, run_id: str, message_id: str, completion: C
     On success the image is checked in the registry first, outside any transaction; the artifact, both moves, the release
     and the next job are then one transaction. Raises 503 while the registry does not answer: the builder tries again.
     """
-    async with alone(context.sessions) as session:
-        pair = select(Build, Run).join(Run, Run.build_id == Build.id).where(Run.id == run_id)
-        build, run = (await session.execute(pair)).one()
-        if (answer := _known_answer(run, message_id)) is not None:
-            return answer
-        if run.instance != completion.instance:
-            raise conflict("run_not_yours", f"Run {run.id} is held by another instance.")
+    build, run = await look(context.pool, run_id)
+    if (answer := _known_answer(run, message_id)) is not None:
+        return answer
+    if run.instance != completion.instance:
+        raise conflict("run_not_yours", f"Run {run.id} is held by another instance.")
     reason, message, info = _verdict(completion), completion.message, None
     if completion.status == "succeeded":
         info, problem = await _inspect(context, build, run, completion)
         if problem:
             reason, message = Reason.PUSH_FAILED, problem
     faults.at("report.inspected")
-    async with context.sessions.begin() as session:
-        service = await session.get(Service, build.service_id, with_for_update=True) if build.service_id else None
+    async with transaction(context.pool) as session:
+        row = build.service_id and await sql.fetch_one(
+            session, "select * from service where id = $1 for update", build.service_id
+        )
+        service = sql.load(Service, row) if row else None
         build, run = await lock(session, run_id)
         if (answer := _known_answer(run, message_id)) is not None:
             return answer
@@ -156,7 +156,7 @@ async def complete(context: Context, run_id: str, message_id: str, completion: C
         else:
             await _failed(context, session, build, run, completion, reason or Reason.INTERNAL_ERROR, message)
         answer = {"accepted": True, "build_id": build.id, "build_status": str(build.status)}
-        run.completion_id, run.completion_answer = message_id, answer
+        await sql.update(session, Run, {"id": run.id}, completion_id=message_id, completion_answer=answer)
     faults.at("report.committed")
     return answer
 
@@ -211,7 +211,7 @@ async def _inspect(
 
 async def _succeed(
     context: Context,
-    session: AsyncSession,
+    session: Session,
     service: Service | None,
     build: Build,
     run: Run,
@@ -223,7 +223,9 @@ async def _succeed(
         context, session, run, RunStatus.SUCCEEDED,
         timings=completion.timings, isolation=completion.isolation, exit_code=completion.exit_code,
     )  # fmt: skip
-    artifact = Artifact(
+    artifact = await sql.insert(
+        session,
+        Artifact,
         id=new_id("art"),
         project_id=build.project_id,
         repository=context.images.repository_for_run(run.id),
@@ -237,8 +239,6 @@ async def _succeed(
         sbom=sbom(completion),
         run_id=run.id,
     )
-    session.add(artifact)
-    await session.flush()
     values: dict[str, Any] = {"artifact_id": artifact.id, "message": None, "source_digest": completion.source.digest}
     if build.source["kind"] == "git":
         found = {"commit": completion.source.commit, "digest": completion.source.digest}
@@ -256,7 +256,7 @@ async def _succeed(
 
 async def _failed(
     context: Context,
-    session: AsyncSession,
+    session: Session,
     build: Build,
     run: Run,
     completion: Completion,

@@ -12,15 +12,15 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import breaker, faults, outbox, queue, store
+from app import breaker, faults, outbox, queue, sql, store
 from app.builds import slots, targets
-from app.builds.ending import end_run, requeue
+from app.builds.ending import end_run, lock, requeue
 from app.builds.launch import Launch, somewhere
 from app.context import Context
+from app.db import transaction
 from app.ids import new_id, remote_name
 from app.lifecycle import BuildStatus, Reason, RunStatus
 from app.models import Build, Run
@@ -34,6 +34,7 @@ from app.platforms.base import (
     Transient,
     Unsupported,
 )
+from app.sql import NOW, Expression, Session, after
 
 log = structlog.get_logger()
 
@@ -54,10 +55,11 @@ async def dispatch(context: Context, build_id: str) -> None:
 
     Also when this build is past waiting: several slots that were freed at once may all have nudged the same build.
     """
-    async with context.sessions.begin() as session:
-        build = await session.get(Build, build_id)
-        if build is None:
+    async with transaction(context.pool) as session:
+        row = await sql.fetch_one(session, "select * from build where id = $1", build_id)
+        if row is None:
             return
+        build = sql.load(Build, row)
         launch = await _resume(context, session, build) if build.status == BuildStatus.DISPATCHING else None
         if launch is None:
             chosen = await slots.pick(context, session, build.builder_platform)
@@ -77,7 +79,7 @@ async def dispatch(context: Context, build_id: str) -> None:
         await _launch(context, build, launch)
 
 
-async def _claim(context: Context, session: AsyncSession, build: Build) -> Launch | None:
+async def _claim(context: Context, session: Session, build: Build) -> Launch | None:
     """Move the build into its slot and write the run; the row is locked, so the move can't lose.
 
     None when every region of the platform is to be left alone: the build goes on to its next platform.
@@ -92,11 +94,11 @@ async def _claim(context: Context, session: AsyncSession, build: Build) -> Launc
         BuildStatus.DISPATCHING,
         attempt=build.attempt + 1,
         not_before=None,
-        next_check_at=func.now() + timedelta(seconds=CLAIM_SECONDS),
+        next_check_at=after(CLAIM_SECONDS),
     )
     assert moved
     run_id = new_id("run")
-    run = await store.add(
+    run = await sql.insert(
         session,
         Run,
         id=run_id,
@@ -108,28 +110,34 @@ async def _claim(context: Context, session: AsyncSession, build: Build) -> Launc
         name=remote_name(context.installation, run_id),
         key_id=context.keyring.active,
         launch_tries=1,
-        deadline_at=func.now() + timedelta(seconds=LAUNCH_SECONDS + build.spec["builder"]["timeout_seconds"]),
+        deadline_at=after(LAUNCH_SECONDS + build.spec["builder"]["timeout_seconds"]),
     )
     store.record(session, run, "run.launching", {"platform": run.platform, "attempt": run.attempt})
     return Launch(run, regions, seen)
 
 
-async def _resume(context: Context, session: AsyncSession, build: Build) -> Launch | None:
+async def _resume(context: Context, session: Session, build: Build) -> Launch | None:
     """Return the run whose launch was cut short, counted as tried once more; None when somebody is still at it."""
-    due = (Build.id == build.id, Build.status == BuildStatus.DISPATCHING, Build.next_check_at <= func.now())
-    statement = update(Build).where(*due).values(next_check_at=func.now() + timedelta(seconds=CLAIM_SECONDS))
-    attempt = (await session.execute(statement.returning(Build.attempt))).scalar_one_or_none()
-    if attempt is None:
+    due = Expression("next_check_at <= now()")
+    still = {"id": build.id, "status": BuildStatus.DISPATCHING}
+    if await sql.update(session, Build, still, due, next_check_at=after(CLAIM_SECONDS)) is None:
         return None
-    unfinished = select(Run).where(Run.build_id == build.id, Run.attempt == attempt).with_for_update()
-    run = (await session.execute(unfinished)).scalar_one()
-    if run.status != RunStatus.LAUNCHING or run.handle is not None:
+    row = await sql.fetch_one(session, _CUT_SHORT, build.id)
+    if row is None:
         return None
-    run.launch_tries += 1
+    run = sql.load(Run, row)
     # No breaker is asked: there may be a machine already, in whichever region, and the launch finds it by its name.
     entry = context.catalog.entry(run.platform)
     regions = targets.regions(entry, build) if entry else ("",)
     return Launch(run, regions, breaker.Seen({}, frozenset(regions)))
+
+
+_CUT_SHORT = """
+    update run set launch_tries = launch_tries + 1
+    where build_id = $1 and status = 'launching' and handle is null
+        and attempt = (select attempt from build where id = $1)
+    returning *
+"""
 
 
 @contextlib.asynccontextmanager
@@ -190,23 +198,25 @@ async def _launch(context: Context, build: Build, launch: Launch) -> None:
 
 
 async def _record(context: Context, build: Build, launch: Launch, launched: Launched) -> None:
-    effective, run = asdict(launched.effective), launch.run
+    run = launch.run
     tried: dict[str, Any] = {"tried": targets.together(build.tried, launch.full)} if launch.full else {}
-    async with context.sessions.begin() as session:
+    async with transaction(context.pool) as session:
         # Build before run, as everywhere; False when the builder's own claim was faster, or the build is over.
-        await store.move(
-            session, build, BuildStatus.BUILDING, where=(Build.attempt == run.attempt,), next_check_at=None, **tried
-        )
+        mine = Expression("attempt = ?", (run.attempt,))
+        await store.move(session, build, BuildStatus.BUILDING, where=(mine,), next_check_at=None, **tried)
         # Whatever the status is by now: without its handle the machine is harder to clean up.
-        record = update(Run).where(Run.id == run.id)
-        record = record.values(
+        recorded = await sql.update(
+            session,
+            Run,
+            {"id": run.id},
+            returning=("finished_at",),
             handle=launched.handle,
             region=launched.region,
-            effective=effective,
-            launched_at=func.now(),
-            next_check_at=func.now() + timedelta(seconds=RUNNING_CHECK_SECONDS),
+            effective=asdict(launched.effective),
+            launched_at=NOW,
+            next_check_at=after(RUNNING_CHECK_SECONDS),
         )
-        if (await session.execute(record.returning(Run.finished_at))).scalar_one() is not None:
+        if recorded is not None and recorded["finished_at"] is not None:
             # Over before the handle was known: the clean-up may have run too early.
             host_bound = context.catalog.host_bound(run.platform)
             outbox.enqueue(session, queue.Nudge(queue.Job.CLEANUP, run.id, 1, host_bound=host_bound))
@@ -235,10 +245,9 @@ async def _give_up(
     tried: Sequence[targets.Note] = (),
 ) -> None:
     """End this run; queue the build again in ``retry_in`` seconds, or fail it when that is None or attempts are used up."""
-    async with context.sessions.begin() as session:
-        current = await session.get(Build, build.id, with_for_update=True)
-        ended = await session.get(Run, run.id, with_for_update=True)
-        if current is None or ended is None or current.attempt != run.attempt:
+    async with transaction(context.pool) as session:
+        current, ended = await lock(session, run.id)
+        if current.attempt != run.attempt:
             return
         await end_run(context, session, ended, RunStatus.FAILED, reason=reason, message=message)
         if current.status != BuildStatus.DISPATCHING:

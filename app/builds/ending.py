@@ -1,17 +1,14 @@
 """How a run ends, and whether its build gets another: shared by every verb that ends one."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from app import outbox, queue, store
+from app import outbox, queue, sql, store
 from app.builds import targets
 from app.context import Context
 from app.lifecycle import BuildStatus, Reason, RunStatus, is_terminal
 from app.models import Build, Run
+from app.sql import Pool, Session, after
 
 CLEANUP_CHECK_SECONDS = 60
 ANOTHER_TRY = frozenset(
@@ -28,24 +25,35 @@ WAITS = frozenset({Reason.NO_CAPACITY, Reason.PLATFORM_MISCONFIGURED})
 """Reasons that use up no attempts: no builder ran. The build waits, says so, and ends when its time in the queue is over."""
 
 
-async def lock(session: AsyncSession, run_id: str) -> tuple[Build, Run]:
+_LOOK = f"""
+    select {sql.columns(Build, "build", "b_")}, {sql.columns(Run, "run", "r_")}
+    from build join run on run.build_id = build.id where run.id = $1
+"""  # noqa: S608 - our own names
+_LOCK = f"{_LOOK} for update of build, run"
+
+
+async def look(pool: Pool, run_id: str) -> tuple[Build, Run]:
+    """Return a run and its build as they are now."""
+    pair = await pool.fetchrow(_LOOK, run_id)
+    return sql.load(Build, pair, "b_"), sql.load(Run, pair, "r_")
+
+
+async def lock(session: Session, run_id: str) -> tuple[Build, Run]:
     """Return a run and its build, both locked and fresh.
 
     Everywhere rows are locked in the order service, build, run, release, so that nobody waits in a circle.
     """
-    statement = select(Build, Run).join(Run, Run.build_id == Build.id).where(Run.id == run_id)
-    pair = await session.execute(statement.with_for_update().execution_options(populate_existing=True))
-    build, run = pair.one()
-    return build, run
+    (pair,) = await sql.fetch(session, _LOCK, run_id)
+    return sql.load(Build, pair, "b_"), sql.load(Run, pair, "r_")
 
 
 async def end_run(
-    context: Context, session: AsyncSession, run: Run, to: RunStatus, *, message: str | None = None, **values: Any
+    context: Context, session: Session, run: Run, to: RunStatus, *, message: str | None = None, **values: Any
 ) -> bool:
     """Move a run to a terminal status and ask for its machine to be removed; False when it had ended already."""
     if is_terminal(run.status):
         return False
-    check = func.now() + timedelta(seconds=CLEANUP_CHECK_SECONDS)
+    check = after(CLEANUP_CHECK_SECONDS)
     event = {"reason": str(values["reason"])} if values.get("reason") else None
     if not await store.move(session, run, to, message=message, next_check_at=check, event=event, **values):
         return False
@@ -56,7 +64,7 @@ async def end_run(
 
 async def requeue(
     context: Context,
-    session: AsyncSession,
+    session: Session,
     build: Build,
     reason: Reason,
     message: str,
@@ -76,7 +84,7 @@ async def requeue(
         return
     if reason not in WAITS:
         # Who had a builder may wait for another as long as anybody; who found none has waited already.
-        values["deadline_at"] = func.now() + timedelta(seconds=context.settings.max_queued_seconds)
+        values["deadline_at"] = after(context.settings.max_queued_seconds)
     elif reason is Reason.NO_CAPACITY:
         place, more, delay = targets.move_on(context, build, delay)
         values, notes = values | place, notes + more
@@ -86,9 +94,9 @@ async def requeue(
         BuildStatus.QUEUED,
         message=message,
         tried=targets.together(build.tried, notes),
-        not_before=func.now() + timedelta(seconds=delay),
+        not_before=after(delay),
         **values,
-        next_check_at=func.now() + timedelta(seconds=delay + 10),
+        next_check_at=after(delay + 10),
         event={"reason": reason, "message": message} | {k: v for k, v in values.items() if k == "builder_platform"},
     )
     if moved:

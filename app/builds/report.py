@@ -5,7 +5,7 @@ builder retries until it is told off. How a run ends is in ``complete``.
 """
 
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +25,7 @@ from app.images.access import PushGrant
 from app.images.errors import RegistryError
 from app.lifecycle import BuildStatus, RunStatus, is_terminal
 from app.models import Build, Run, RunLog
+from app.sql import NOW, Expression, Session
 
 log = structlog.get_logger()
 
@@ -36,13 +37,13 @@ GRANT_TTL = timedelta(minutes=10)
 # --------------------------------------------------------------------------------------------------- who is calling
 
 
-async def authenticate(context: Context, session: AsyncSession, run_id: str, token: str) -> Run:
-    """Return the run that the token opens. 401: no good token; 403: a good token of another run."""
+async def authenticate(context: Context, run_id: str, token: str, read: Callable[[str], Awaitable[Run | None]]) -> Run:
+    """Return the run that the token opens, as ``read`` finds it. 401: no good token; 403: a good token of another run."""
     _, _, rest = token.partition("slr.")
     owner, _, _ = rest.partition(".")
     if not is_id(owner, "run"):
         raise unauthorized("Send the run's token as `Authorization: Bearer slr.…`.")
-    run = await session.get(Run, owner)
+    run = await read(owner)
     if run is None or run.key_id not in context.keyring.keys:
         raise unauthorized("This run token is not valid.")
     good = context.keyring.run_token(owner, run.key_id)
@@ -68,7 +69,7 @@ def _holds(run: Run, instance: str) -> None:
 # --------------------------------------------------------------------------------------------------- while it works
 
 
-async def claim(context: Context, session: AsyncSession, run: Run, instance: str) -> dict[str, Any]:
+async def claim(context: Context, session: Session, run: Run, instance: str) -> dict[str, Any]:
     """Give the run to the first instance that asks and return its orders; the same instance may ask again."""
     if is_terminal(run.status):
         raise over(run)
@@ -77,13 +78,9 @@ async def claim(context: Context, session: AsyncSession, run: Run, instance: str
         raise over(run)
     if run.instance is None:
         # The caller's time-out begins now: pulling an image or making a seed is not the build's fault.
-        until = func.least(Run.deadline_at, func.now() + timedelta(seconds=build.spec["builder"]["timeout_seconds"]))
-        values: dict[str, Any] = {
-            "instance": instance,
-            "claimed_at": func.now(),
-            "heartbeat_at": func.now(),
-            "deadline_at": until,
-        }
+        seconds = float(build.spec["builder"]["timeout_seconds"])
+        until = Expression("least(deadline_at, now() + make_interval(secs => ?))", (seconds,))
+        values: dict[str, Any] = {"instance": instance, "claimed_at": NOW, "heartbeat_at": NOW, "deadline_at": until}
         await store.move(session, run, RunStatus.RUNNING, event={"instance": instance}, **values)
         outbox.mark(session, "claim.committed")
         if build.status == BuildStatus.DISPATCHING:

@@ -5,23 +5,53 @@ freed slot goes to the project with the fewest running builds, then to the oldes
 its ``next_check_at`` is NULL, so that a backlog makes no storm of checks; whoever frees a slot nudges one held build.
 """
 
-from sqlalchemy import func, literal, select, text, update
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from app import outbox, queue
+from app import outbox, queue, sql
 from app.context import Context
 from app.lifecycle import BuildStatus
-from app.models import Build, Project
+from app.models import Build
+from app.sql import Session
 
 IN_SLOT = (BuildStatus.DISPATCHING, BuildStatus.BUILDING)
 
 
-async def lock(session: AsyncSession, platform: str) -> None:
+_PICK = """
+    with running as (
+        select project_id, count(*) as n, count(*) filter (where builder_platform = $1) as here
+        from build where status in ('dispatching', 'building') group by project_id
+    )
+    select build.* from build
+    join project on project.id = build.project_id
+    left join running on running.project_id = build.project_id
+    where build.builder_platform = $1
+        and build.status = 'queued'
+        and (build.not_before is null or build.not_before <= now())
+        and coalesce(running.n, 0) < coalesce(project.max_concurrent_builds, $2)
+        and (select coalesce(sum(here), 0) from running) < $3
+    order by coalesce(running.n, 0), build.created_at, build.id
+    limit 1
+    for update of build skip locked
+"""
+_HOLD = """
+    update build set next_check_at = null
+    where id in (
+        select id from build
+        where id = $1 and status = 'queued' and (not_before is null or not_before <= now())
+        for update skip locked
+    )
+"""
+_HELD = """
+    select id from build
+    where builder_platform = $1 and status = 'queued' and next_check_at is null
+    order by created_at limit 1
+"""
+
+
+async def lock(session: Session, platform: str) -> None:
     """Wait for the platform's slots; released at the end of the transaction."""
-    await session.execute(text("select pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": f"slots:{platform}"})
+    await sql.fetch(session, "select pg_advisory_xact_lock(hashtextextended($1, 0))", f"slots:{platform}")
 
 
-async def pick(context: Context, session: AsyncSession, platform: str) -> Build | None:
+async def pick(context: Context, session: Session, platform: str) -> Build | None:
     """Return the build that may take a free slot of the platform now, locked; None when there is no slot or no build.
 
     The caller moves it to dispatching in the same transaction.
@@ -30,59 +60,25 @@ async def pick(context: Context, session: AsyncSession, platform: str) -> Build 
     entry = context.catalog.entry(platform)
     if entry is None:
         return None
-    running = (
-        select(Build.project_id, func.count().label("n")).where(Build.status.in_(IN_SLOT)).group_by(Build.project_id)
-    ).subquery()
-    taken = select(func.count()).where(Build.status.in_(IN_SLOT), Build.builder_platform == platform).scalar_subquery()
-    limit = func.coalesce(Project.max_concurrent_builds, literal(context.settings.project_concurrency))
-    mine = func.coalesce(running.c.n, 0)
-    statement = (
-        select(Build)
-        .join(Project, Project.id == Build.project_id)
-        .outerjoin(running, running.c.project_id == Build.project_id)
-        .where(
-            Build.builder_platform == platform,
-            Build.status == BuildStatus.QUEUED,
-            (Build.not_before.is_(None)) | (Build.not_before <= func.now()),
-            mine < limit,
-            taken < entry.traits.max_builders,
-        )
-        .order_by(mine, Build.created_at, Build.id)
-        .limit(1)
-        .with_for_update(of=Build, skip_locked=True)
-    )
-    return (await session.execute(statement)).scalar_one_or_none()
+    limits = context.settings.project_concurrency, entry.traits.max_builders
+    row = await sql.fetch_one(session, _PICK, platform, *limits)
+    return sql.load(Build, row) if row else None
 
 
-async def hold(session: AsyncSession, build_id: str) -> None:
+async def hold(session: Session, build_id: str) -> None:
     """Mark a queued build as held by a limit; under the lock that ``pick`` took. Back-off is no hold.
 
     A build that somebody has locked is left as it is: they may be waiting for the lock that we have.
     """
-    free = (
-        select(Build.id)
-        .where(
-            Build.id == build_id,
-            Build.status == BuildStatus.QUEUED,
-            (Build.not_before.is_(None)) | (Build.not_before <= func.now()),
-        )
-        .with_for_update(skip_locked=True)
-    )
-    await session.execute(update(Build).where(Build.id.in_(free)).values(next_check_at=None))
+    await sql.fetch(session, _HOLD, build_id)
 
 
-async def freed(context: Context, session: AsyncSession, platform: str) -> None:
+async def freed(context: Context, session: Session, platform: str) -> None:
     """Nudge one held build, in the transaction that moved another out of its slot.
 
     Takes the lock first: a dispatch that still counted the old build as running has then marked its own as held.
     """
     await lock(session, platform)
-    waiting = (
-        select(Build.id)
-        .where(Build.builder_platform == platform, Build.status == BuildStatus.QUEUED, Build.next_check_at.is_(None))
-        .order_by(Build.created_at)
-        .limit(1)
-    )
-    if build_id := (await session.execute(waiting)).scalar_one_or_none():
+    if held := await sql.fetch_one(session, _HELD, platform):
         host_bound = context.catalog.host_bound(platform)
-        outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build_id, host_bound=host_bound, once=False))
+        outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, held["id"], host_bound=host_bound, once=False))

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO
 
-from sqlalchemy import delete, func, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import sql
 from app.db import Sessions
 from app.errors import Refusal, invalid, too_large
 from app.models import Source, SourceChunk
 from app.settings import Settings
+from app.sql import Session
 
 CHUNK = 1024 * 1024
 MAX_RATIO = 200
@@ -150,27 +151,40 @@ def read_archive(file: IO[bytes], size: int, settings: Settings) -> Tree:
     return Tree(tree_digest(entries), len(entries), total)
 
 
-async def save(session: AsyncSession, project_id: str, tree: Tree, size: int, archive: AsyncIterator[bytes]) -> None:
+_RENEW_SECONDS = 3600.0
+"""A source's last use is written no more often: what is kept for days needs no more, and one row is not fought over."""
+_USED = """
+    select last_used_at < now() - make_interval(secs => $3) as long_ago from source where project_id = $1 and digest = $2
+"""
+_SAVE = """
+    insert into source (project_id, digest, size_bytes, files) values ($1, $2, $3, $4)
+    on conflict (project_id, digest) do update set last_used_at = now()
+    returning xmax = 0 as is_new  -- xmax is 0 on a row that this statement inserted
+"""
+_SAVE_CHUNK = "insert into source_chunk (project_id, digest, number, data) values ($1, $2, $3, $4)"
+_TOUCH = "update source set last_used_at = now() where project_id = $1 and digest = $2 returning digest"
+
+
+async def save(session: Session, project_id: str, tree: Tree, size: int, archive: AsyncIterator[bytes]) -> None:
     """Keep an archive of ``size`` bytes under its tree digest; the same tree again only renews its last use."""
-    values = {"project_id": project_id, "digest": tree.digest, "size_bytes": size, "files": tree.files}
-    upsert = insert(Source).values(**values)
-    upsert = upsert.on_conflict_do_update(index_elements=["project_id", "digest"], set_={"last_used_at": func.now()})
-    # xmax is 0 on a row that this statement inserted.
-    is_new = (await session.execute(upsert.returning(text("(xmax = 0)")))).scalar_one()
-    if not is_new:
+    known = await sql.fetch_one(session, _USED, project_id, tree.digest, _RENEW_SECONDS)
+    if known is not None and not known["long_ago"]:
+        return
+    (saved,) = await sql.fetch(session, _SAVE, project_id, tree.digest, size, tree.files)
+    if not saved["is_new"]:
         return
     number = 0
     async for data in archive:
-        chunk = {"project_id": project_id, "digest": tree.digest, "number": number, "data": data}
-        await session.execute(insert(SourceChunk).values(**chunk))
+        await sql.fetch(session, _SAVE_CHUNK, project_id, tree.digest, number, data)
         number += 1
 
 
-async def touch(session: AsyncSession, project_id: str, digest: str) -> bool:
+async def touch(session: Session, project_id: str, digest: str) -> bool:
     """Renew a source's last use, so that retention keeps it; return whether it is there."""
-    key = (Source.project_id == project_id, Source.digest == digest)
-    statement = update(Source).where(*key).values(last_used_at=func.now()).returning(Source.digest)
-    return (await session.execute(statement)).scalar_one_or_none() is not None
+    known = await sql.fetch_one(session, _USED, project_id, digest, _RENEW_SECONDS)
+    if known is None or not known["long_ago"]:
+        return known is not None
+    return await sql.fetch_one(session, _TOUCH, project_id, digest) is not None
 
 
 async def read(sessions: Sessions, project_id: str, digest: str) -> AsyncIterator[bytes]:

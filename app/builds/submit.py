@@ -2,31 +2,30 @@
 
 import shutil
 from collections.abc import AsyncIterator, Mapping
-from datetime import timedelta
 from typing import Any
 
 from pydantic import SecretStr
-from sqlalchemy import func, insert, select
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import outbox, queue, store
+from app import outbox, queue, sql, store
 from app.address import AddressError, check_url
 from app.builds import sources
 from app.context import Context
 from app.errors import Refusal, conflict, invalid, not_found
 from app.ids import new_id
-from app.lifecycle import BuildStatus, ServiceStatus, is_terminal
+from app.lifecycle import BuildStatus, is_terminal
 from app.models import Build, Project, Release, SecretVersion, Service
 from app.platforms.base import Size, Traits, Unsupported
 from app.requests import BuildRequest, FilesSource, GitSource, ServiceConfig, UploadSource
 from app.settings import PULL_SETTINGS
+from app.sql import Session, after
 
 FIRST_CHECK_SECONDS = 30
 """When reconcile looks at a queued build whose job may have been lost."""
 
 
-async def submit(context: Context, session: AsyncSession, project: Project, request: BuildRequest) -> Build:
+async def submit(context: Context, session: Session, project: Project, request: BuildRequest) -> Build:
     """Write a build and all that belongs to it; Refusal says what can't be accepted. The caller commits."""
     (builder, *fallback), warnings = check_target(context, request)
     source, digest = await _source(context, session, project, request)
@@ -52,15 +51,15 @@ async def submit(context: Context, session: AsyncSession, project: Project, requ
     return await enter(context, session, values)
 
 
-async def enter(context: Context, session: AsyncSession, values: dict[str, Any]) -> Build:
+async def enter(context: Context, session: Session, values: dict[str, Any]) -> Build:
     """Queue a new build: the row, its event and its job."""
-    build = await store.add(
+    build = await sql.insert(
         session,
         Build,
         id=new_id("bld"),
         status=BuildStatus.QUEUED,
-        deadline_at=func.now() + timedelta(seconds=context.settings.max_queued_seconds),
-        next_check_at=func.now() + timedelta(seconds=FIRST_CHECK_SECONDS),
+        deadline_at=after(context.settings.max_queued_seconds),
+        next_check_at=after(FIRST_CHECK_SECONDS),
         **values,
     )
     store.record(session, build, "build.queued", {"retry_of": build.retry_of} if build.retry_of else None)
@@ -226,7 +225,7 @@ def _pullable(context: Context, platform: str, traits: Traits) -> None:
 
 
 async def _source(
-    context: Context, session: AsyncSession, project: Project, request: BuildRequest
+    context: Context, session: Session, project: Project, request: BuildRequest
 ) -> tuple[dict[str, object], str | None]:
     match request.source:
         case FilesSource(files=files):
@@ -252,29 +251,19 @@ async def _source(
             return {"kind": "git", "url": url, "ref": ref, "subdir": subdir, "commit": None, "digest": None}, None
 
 
-async def take_number(session: AsyncSession, project: Project, name: str, platform: str) -> Service:
+_TAKE_NUMBER = """
+    insert into service (id, project_id, name, host, platform, status, sequence)
+    values ($1, $2, $3, $4, $5, 'pending', 1)
+    on conflict (project_id, name) where deleted_at is null do update set sequence = service.sequence + 1
+    returning *
+"""
+
+
+async def take_number(session: Session, project: Project, name: str, platform: str) -> Service:
     """Return the project's service of this name with its next number taken; made when it is new. Locks its row."""
     host = name if project.name == "default" else f"{name}--{project.name}"
-    statement = (
-        upsert(Service)
-        .values(
-            id=new_id("svc"),
-            project_id=project.id,
-            name=name,
-            host=host,
-            platform=platform,
-            status=ServiceStatus.PENDING,
-            sequence=1,
-        )
-        .on_conflict_do_update(
-            index_elements=["project_id", "name"],
-            index_where=Service.deleted_at.is_(None),
-            set_={"sequence": Service.sequence + 1},
-        )
-        .returning(Service)
-        .execution_options(populate_existing=True)
-    )
-    service = (await session.execute(statement)).scalar_one()
+    (row,) = await sql.fetch(session, _TAKE_NUMBER, new_id("svc"), project.id, name, host, platform)
+    service = sql.load(Service, row)
     if service.platform != platform:
         raise invalid(
             "platform", f"service {name} lives on {service.platform}; a build can't move it", reason="platform_differs"
@@ -283,25 +272,23 @@ async def take_number(session: AsyncSession, project: Project, name: str, platfo
 
 
 async def keep_secrets(
-    context: Context, session: AsyncSession, service: Service, secrets: Mapping[str, SecretStr]
+    context: Context, session: Session, service: Service, secrets: Mapping[str, SecretStr]
 ) -> dict[str, str]:
     """Encrypt and keep secret values; return name → id of the version."""
-    versions, rows = dict[str, str](), []
-    for name, value in secrets.items():
-        versions[name] = row_id = new_id("sec")
-        sealed = context.keyring.seal(value.get_secret_value(), about=row_id)
-        rows.append(
-            {
-                "id": row_id,
-                "project_id": service.project_id,
-                "service_id": service.id,
-                "name": name,
-                "key_id": sealed.key_id,
-            }
-            | {"nonce": sealed.nonce, "ciphertext": sealed.ciphertext}
+    versions = {name: new_id("sec") for name in secrets}
+    for name, row_id in versions.items():
+        sealed = context.keyring.seal(secrets[name].get_secret_value(), about=row_id)
+        await sql.insert(
+            session,
+            SecretVersion,
+            id=row_id,
+            project_id=service.project_id,
+            service_id=service.id,
+            name=name,
+            key_id=sealed.key_id,
+            nonce=sealed.nonce,
+            ciphertext=sealed.ciphertext,
         )
-    if rows:
-        await session.execute(insert(SecretVersion), rows)
     return versions
 
 

@@ -6,18 +6,15 @@ run, and after the last platform the first one again, later, until the build exp
 
 import shutil
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from app import breaker, outbox, queue, store
+from app import breaker, outbox, queue, sql, store
 from app.context import Context
 from app.lifecycle import Reason
 from app.models import Build
 from app.platforms.base import Size, Unsupported
 from app.platforms.catalog import Entry
+from app.sql import Session
 
 ROUND_SECONDS = 15.0
 """The pause after every platform was tried."""
@@ -104,7 +101,7 @@ def move_on(context: Context, build: Build, seconds: float) -> tuple[dict[str, A
     return {"builder_platform": name}, notes, pause
 
 
-async def admitted(context: Context, session: AsyncSession, build: Build) -> tuple[tuple[str, ...], breaker.Seen]:
+async def admitted(context: Context, session: Session, build: Build) -> tuple[tuple[str, ...], breaker.Seen]:
     """Return the regions to try now on the build's platform, and what the breakers know of them; not asked for ``local``."""
     entry = context.catalog.entries[build.builder_platform]
     wanted = regions(entry, build)
@@ -114,17 +111,23 @@ async def admitted(context: Context, session: AsyncSession, build: Build) -> tup
     return tuple(r for r in wanted if r not in seen.shut), seen
 
 
-async def pass_over(context: Context, session: AsyncSession, build: Build, shut: Mapping[str, breaker.Shut]) -> None:
+async def pass_over(context: Context, session: Session, build: Build, shut: Mapping[str, breaker.Shut]) -> None:
     """Send a queued build, whose row is locked, on to the next platform, since all regions of this one are left alone."""
     here = build.builder_platform
     notes = [note(build, here, r, Reason.NO_CAPACITY, s.message) for r, s in shut.items()]
     values, more, pause = move_on(context, build, min(s.seconds for s in shut.values()))
     message = story(notes)
-    build.tried = together(build.tried, [*notes, *more])
-    build.builder_platform, build.message = values["builder_platform"], message
-    build.not_before = func.now() + timedelta(seconds=pause)
-    build.next_check_at = func.now() + timedelta(seconds=pause + 10)
-    event = {"reason": Reason.NO_CAPACITY, "message": message, "platform": build.builder_platform}
+    await sql.update(
+        session,
+        Build,
+        {"id": build.id},
+        tried=together(build.tried, [*notes, *more]),
+        message=message,
+        not_before=sql.after(pause),
+        next_check_at=sql.after(pause + 10),
+        **values,
+    )
+    event = {"reason": Reason.NO_CAPACITY, "message": message, "platform": values["builder_platform"]}
     store.record(session, build, "build.passed_over", event)
-    host_bound = context.catalog.host_bound(build.builder_platform)
+    host_bound = context.catalog.host_bound(values["builder_platform"])
     outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, delay=pause, once=False))

@@ -3,15 +3,11 @@
 import asyncio
 import logging
 
-from sqlalchemy import Float, cast, exists, func, or_, select
-from sqlalchemy.sql import ColumnElement
-
 from app.context import Context
 from app.gateway.leases import LEASE_SECONDS
 from app.gateway.rows import fronted
-from app.lifecycle import ServiceStatus
-from app.models import GatewayLease, Release, Service
 from app.services import sleep_wake
+from app.sql import Expression
 
 log = logging.getLogger(__name__)
 
@@ -19,34 +15,27 @@ log = logging.getLogger(__name__)
 _AT_ONCE, _IN_A_PASS = 4, 100
 
 
-def _seconds(value: ColumnElement[float] | float) -> ColumnElement[float]:
-    return func.make_interval(0, 0, 0, 0, 0, 0, value)
+_IDLE_SECONDS = """
+    select (release.config #>> '{scale,idle_seconds}')::float from release
+    where release.id = service.live_release_id and (release.config #>> '{scale,min}')::int = 0
+"""
 
-
-def _idle() -> ColumnElement[bool]:
-    """Nobody called the service for its idle time, its release may sleep, and no process has anything open to it.
-
-    ``last_request_at`` is a column of the row that moves, so PostgreSQL looks at it again after waiting for a claim;
-    see ``leases`` for why that matters.
-    """
-    scale = Release.config["scale"]
-    idle = (
-        select(cast(scale["idle_seconds"].as_float(), Float))
-        .where(Release.id == Service.live_release_id, scale["min"].as_integer() == 0)
-        .correlate(Service)  # in the inner query too, which does not have the table itself
-        .scalar_subquery()
+#: Nobody called the service for its idle time, its release may sleep, and no process has anything open to it.
+#: ``last_request_at`` is a column of the row that moves, so PostgreSQL looks at it again after waiting for a claim; see
+#: ``leases`` for why that matters. Without a release that may sleep the idle time is NULL and so is the comparison: it stays
+#: awake. ``greatest`` leaves NULL out.
+_IDLE = f"""
+    greatest(service.last_request_at, service.status_at) < clock_timestamp() - make_interval(secs => ({_IDLE_SECONDS}))
+    and not exists (
+        select from gateway_lease
+        where gateway_lease.service_id = service.id
+            and (last_seen_at > clock_timestamp() - make_interval(secs => ({_IDLE_SECONDS}))
+                or in_flight > 0 and last_seen_at > clock_timestamp() - make_interval(secs => {LEASE_SECONDS}))
     )
-    now = func.clock_timestamp()
-    in_use = exists().where(
-        GatewayLease.service_id == Service.id,
-        or_(
-            GatewayLease.last_seen_at > now - _seconds(idle),
-            (GatewayLease.in_flight > 0) & (GatewayLease.last_seen_at > now - _seconds(LEASE_SECONDS)),
-        ),
-    )
-    # Without a release that may sleep `idle` is NULL and so is the comparison: it stays awake.
-    last = func.greatest(Service.last_request_at, Service.status_at)  # leaves NULL out
-    return (last < now - _seconds(idle)) & ~in_use
+"""
+_CANDIDATES = f"""
+    select id from service where status = 'running' and platform = any($1) and {_IDLE} order by status_at limit {_IN_A_PASS}
+"""  # noqa: S608 - our own names
 
 
 async def idle_pass(context: Context) -> int:
@@ -55,21 +44,14 @@ async def idle_pass(context: Context) -> int:
     Safe to run in any number of processes at once. The look only finds candidates: whether one sleeps is decided in the
     statement that moves it. A platform error is logged by the verb, and reconcile tries again.
     """
-    statement = (
-        select(Service.id)
-        .where(Service.status == ServiceStatus.RUNNING, Service.platform.in_(fronted(context)), _idle())
-        .order_by(Service.status_at)
-        .limit(_IN_A_PASS)
-    )
-    async with context.sessions() as session:
-        idle = (await session.execute(statement)).scalars().all()
+    idle = [row["id"] for row in await context.pool.fetch(_CANDIDATES, fronted(context))]
     if not idle:
         return 0
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def put_to_sleep(service_id: str) -> bool:
         async with gate:
-            return await sleep_wake.sleep(context, service_id, only_if=(_idle(),))
+            return await sleep_wake.sleep(context, service_id, only_if=(Expression(_IDLE),))
 
     results = await asyncio.gather(*(put_to_sleep(service_id) for service_id in idle), return_exceptions=True)
     for service_id, result in zip(idle, results, strict=True):

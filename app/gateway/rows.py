@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.context import Context
+from app.db import DATABASE_ERRORS
 from app.errors import Refusal, unavailable
 from app.gateway.leases import Leases, describe, one_row
 from app.gateway.routes import Route
@@ -27,8 +27,6 @@ HOSTS = 4096
 #: A look at the database; past it the last known address is used, since nothing can be put to sleep without it either.
 LOOK_SECONDS = 3.0
 _TRIES = 3
-
-_DATABASE_ERRORS = (SQLAlchemyError, OSError)
 
 
 def fronted(context: Context) -> list[str]:
@@ -83,7 +81,7 @@ class RowRoutes:
         try:
             async with asyncio.timeout(LOOK_SECONDS):
                 row = await one_row(self._context.sessions, statement)
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             if before is None:
                 raise _no_database(error) from error
             return before
@@ -135,7 +133,7 @@ class RowRoutes:
                 await sleep_wake.wake(self._context, service_id)
         except sleep_wake.WakeFailed as error:
             raise self._not_up(route, error) from error
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             seen = self._seen.get(service_id)
             if seen is None:
                 raise _no_database(error) from error
@@ -176,7 +174,7 @@ class RowRoutes:
                 if await self._read(route.service_id) == address:
                     message = "Its address took no connections."
                     await sleep_wake.mark_down(self._context, route.service_id, address.instance_id, message)
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             log.warning("a service that is down could not be marked so: %s", describe(error))
 
     # ------------------------------------------------------------------------------------------------- in flight

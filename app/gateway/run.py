@@ -6,9 +6,8 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from app.context import Context
+from app.db import DATABASE_ERRORS
 from app.gateway.idle import idle_pass
 from app.gateway.leases import LEASE_SECONDS, Leases, describe
 from app.gateway.limits import Limits
@@ -65,7 +64,7 @@ async def serve_gateway(
             try:
                 async with asyncio.timeout(LEASE_SECONDS):
                     await leases.write(all_of_them=True)
-            except (SQLAlchemyError, OSError):
+            except DATABASE_ERRORS:
                 log.warning("the last leases could not be written; they end by themselves")
 
 
@@ -76,7 +75,7 @@ async def _every(seconds: float, act: Callable[[], Awaitable[object]]) -> None:
         try:
             await act()
             failures = 0
-        except (SQLAlchemyError, OSError) as error:
+        except DATABASE_ERRORS as error:
             failures += 1
             if failures == 1:
                 log.warning("gateway: the database can't be asked: %s", describe(error))

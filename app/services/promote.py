@@ -11,19 +11,16 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-import httpx
 import structlog
-from sqlalchemy import exists, func, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import func, select
 
-from app import faults, store
+from app import faults, sql, store
 from app.context import Context
-from app.db import moment
+from app.db import transaction
 from app.ids import remote_name
 from app.images.errors import RegistryError
 from app.lifecycle import BuildStatus, Reason, ReleaseStatus, ServiceStatus, is_terminal
-from app.models import Artifact, Build, Release, SecretVersion, Service
-from app.platforms.address import own_name, request_for
+from app.models import Artifact, Build, Release, Service
 from app.platforms.base import (
     Address,
     ImageRef,
@@ -43,15 +40,15 @@ from app.platforms.base import (
     Transient,
     Unsupported,
 )
-from app.platforms.http import trust
 from app.secrets import KeysError, Sealed
 from app.services import pull, retire
 from app.services.last_words import keep, last_words
+from app.services.probe import probe
 from app.services.release import next_pending, nudge, ref_of
+from app.sql import NOW, Expression, Session, after
 
 log = structlog.get_logger()
 
-PROBE_SECONDS = 5.0
 CALL_SECONDS = 60
 DEPLOYING_CHECK_SECONDS = 20
 OVERDUE_SECONDS = 180
@@ -88,7 +85,7 @@ class Claimed:
 
 async def promote(context: Context, release_id: str) -> None:
     """Take one release as far as it can go now."""
-    async with context.sessions.begin() as session:
+    async with transaction(context.pool) as session:
         claimed = await _claim(context, session, release_id)
     if claimed is None:
         return
@@ -109,7 +106,7 @@ async def promote(context: Context, release_id: str) -> None:
         await _not_live(context, claimed, e, words)
         faults.at("promote.failed")
     else:
-        async with context.sessions.begin() as session:
+        async with transaction(context.pool) as session:
             await _switch(context, session, claimed, address)
         faults.at("promote.recorded")
 
@@ -117,59 +114,87 @@ async def promote(context: Context, release_id: str) -> None:
 # --------------------------------------------------------------------------------------------------- claim
 
 
-async def _claim(context: Context, session: AsyncSession, release_id: str) -> Claimed | None:
-    service, build, release, artifact = await _lock(session, release_id)
-    if service is None or release is None or artifact is None:
+async def _claim(context: Context, session: Session, release_id: str) -> Claimed | None:
+    locked = await _lock(session, release_id)
+    if locked is None:
         return None
+    service, build, release, artifact = locked
     if release.status == ReleaseStatus.DEPLOYING:  # a worker died over it: go on where it was
-        left = func.extract("epoch", moment(release.deadline_at) - func.clock_timestamp())
-        return Claimed(release, service, artifact, float((await session.execute(select(left))).scalar_one()))
+        return Claimed(release, service, artifact, await _seconds_left(session, release))
     if release.status != ReleaseStatus.PENDING:
         return None
     if service.deleted_at is not None:
         await _end(context, session, build, release, Reason.CANCELED_BY_USER, "The service was deleted.")
         return None
-    live = await session.get(Release, service.live_release_id) if service.live_release_id else None
+    live = await _live(session, service)
     settled = settle(release, live)
     if settled is None:
         await _end(context, session, build, release, Reason.SUPERSEDED, None)
         return None
-    busy = exists().where(Release.service_id == service.id, Release.status == ReleaseStatus.DEPLOYING)
+    busy = "exists (select from release where service_id = ? and status = 'deploying')"
     seconds = context.settings.promote_timeout_seconds
     moved = await store.move(
         session,
         release,
         ReleaseStatus.DEPLOYING,
-        where=(~busy.correlate(None),),
-        deadline_at=func.now() + timedelta(seconds=seconds),
-        next_check_at=func.now() + timedelta(seconds=DEPLOYING_CHECK_SECONDS),
+        where=(Expression(f"not {busy}", (service.id,)),),
+        deadline_at=after(seconds),
+        next_check_at=after(DEPLOYING_CHECK_SECONDS),
         **settled,
     )
     if not moved:
         return None  # whoever deploys nudges the next one at its end
     if release.artifact_id != artifact.id:
-        artifact = await session.get_one(Artifact, release.artifact_id)
+        (row,) = await sql.fetch(session, "select * from artifact where id = $1", release.artifact_id)
+        artifact = sql.load(Artifact, row)
     return Claimed(release, service, artifact, seconds)
 
 
-async def _lock(
-    session: AsyncSession, release_id: str
-) -> tuple[Service | None, Build | None, Release | None, Artifact | None]:
-    """Return a release with what hangs on it; service, build and release are locked, in the order all lock in."""
-    about = (
-        select(Release.service_id, Release.build_id, Artifact)
-        .join(Artifact, Artifact.id == Release.artifact_id)
-        .where(Release.id == release_id)
-    )
-    row = (await session.execute(about)).one_or_none()
-    if row is None:
-        return None, None, None, None
-    service = await session.get(Service, row.service_id, with_for_update=True, populate_existing=True)
-    build = (
-        await session.get(Build, row.build_id, with_for_update=True, populate_existing=True) if row.build_id else None
-    )
-    release = await session.get(Release, release_id, with_for_update=True, populate_existing=True)
-    return service, build, release, row[2]
+_RELEASE = f"""
+    select {sql.columns(Service, "service", "s_")}, {sql.columns(Release, "release", "r_")},
+        {sql.columns(Artifact, "artifact", "a_")}
+    from release
+    join service on service.id = release.service_id
+    join artifact on artifact.id = release.artifact_id
+    where release.id = $1
+    for update of service, release
+"""  # noqa: S608 - our own names
+_RELEASE_OF_BUILD = f"""
+    select {sql.columns(Service, "service", "s_")}, {sql.columns(Build, "build", "b_")},
+        {sql.columns(Release, "release", "r_")}, {sql.columns(Artifact, "artifact", "a_")}
+    from release
+    join service on service.id = release.service_id
+    join build on build.id = release.build_id
+    join artifact on artifact.id = release.artifact_id
+    where release.id = $1
+    for update of service, build, release
+"""  # noqa: S608 - our own names
+
+
+async def _lock(session: Session, release_id: str) -> tuple[Service, Build | None, Release, Artifact] | None:
+    """Return a release with what hangs on it; service, build and release are locked, in the order all lock in.
+
+    PostgreSQL locks a row's parts in the order in which ``for update of`` names them.
+    """
+    row, build = await sql.fetch_one(session, _RELEASE_OF_BUILD, release_id), None
+    if row is not None:
+        build = sql.load(Build, row, "b_")
+    elif (row := await sql.fetch_one(session, _RELEASE, release_id)) is None:
+        return None
+    return sql.load(Service, row, "s_"), build, sql.load(Release, row, "r_"), sql.load(Artifact, row, "a_")
+
+
+async def _live(session: Session, service: Service) -> Release | None:
+    if service.live_release_id is None:
+        return None
+    row = await sql.fetch_one(session, "select * from release where id = $1", service.live_release_id)
+    return sql.load(Release, row) if row else None
+
+
+async def _seconds_left(session: Session, release: Release) -> float:
+    left = "select extract(epoch from $1::timestamptz - clock_timestamp())::float as seconds"
+    (row,) = await sql.fetch(session, left, release.deadline_at)
+    return float(row["seconds"])
 
 
 def settle(release: Release, live: Release | None) -> dict[str, Any] | None:
@@ -253,24 +278,23 @@ async def _bring_up(context: Context, claimed: Claimed, platform: Platform, serv
     host = f"{claimed.service.host}.{context.settings.gateway_domain}"
     ref, pause, last = ref_of(context, claimed.release), 0.005, "it never listened"
     reason = Reason.NOT_LISTENING
-    async with httpx.AsyncClient(timeout=PROBE_SECONDS, trust_env=False, verify=trust()) as client:
-        while True:
-            seen = await services.inspect(ref)
-            if seen.phase in {Phase.FAILED, Phase.EXITED, Phase.GONE}:
-                raise _died(seen)
-            if seen.address is not None:
-                reason = Reason.HEALTH_CHECK_FAILED
-                if seen.healthy is None:
-                    healthy, last = await _probe(client, seen.address, spec, host)
-                else:  # checked from inside: where a proxy routes, the address still leads to the release before this one
-                    healthy, last = seen.healthy, seen.message or "its check does not pass"
-                if healthy:
-                    return seen.address
-            if loop.time() > deadline:
-                raise Gated(reason, _too_late(reason, spec, last, context.settings.promote_timeout_seconds))
-            # Look often at first: a Go program is up in milliseconds, and a platform says how often it may be asked.
-            await asyncio.sleep(max(pause, platform.traits.poll_seconds))
-            pause = min(pause * 1.5, 1.0)
+    while True:
+        seen = await services.inspect(ref)
+        if seen.phase in {Phase.FAILED, Phase.EXITED, Phase.GONE}:
+            raise _died(seen)
+        if seen.address is not None:
+            reason = Reason.HEALTH_CHECK_FAILED
+            if seen.healthy is None:
+                healthy, last = await probe(seen.address.url, spec.health_path, host)
+            else:  # checked from inside: where a proxy routes, the address still leads to the release before this one
+                healthy, last = seen.healthy, seen.message or "its check does not pass"
+            if healthy:
+                return seen.address
+        if loop.time() > deadline:
+            raise Gated(reason, _too_late(reason, spec, last, context.settings.promote_timeout_seconds))
+        # Look often at first: a Go program is up in milliseconds, and a platform says how often it may be asked.
+        await asyncio.sleep(max(pause, platform.traits.poll_seconds))
+        pause = min(pause * 1.5, 1.0)
 
 
 def _died(seen: Inspection) -> Gated:
@@ -284,18 +308,6 @@ def _too_late(reason: Reason, spec: ServiceSpec, last: str, seconds: float) -> s
     if reason is Reason.NOT_LISTENING:
         return f"The program did not listen on port {spec.port} ($PORT) within {seconds:g} seconds."
     return f"GET {spec.health_path} did not return a 2xx within {seconds:g} seconds: {last}."
-
-
-async def _probe(client: httpx.AsyncClient, address: Address, spec: ServiceSpec, host: str) -> tuple[bool, str]:
-    """Ask for the health path once; return whether it is healthy and what was seen."""
-    # An instance's own address takes any name; behind a platform's edge only its own one leads to it.
-    at, headers = request_for(address.url)
-    headers = headers if own_name(address.url) else {"Host": host}
-    try:
-        answer = await client.get(at + spec.health_path, headers=headers)
-    except httpx.HTTPError as e:
-        return False, f"{type(e).__name__} {e}".strip()
-    return answer.is_success, f"status {answer.status_code}"
 
 
 async def _spec(context: Context, claimed: Claimed, platform: Platform, services: Services) -> ServiceSpec:
@@ -330,31 +342,31 @@ async def _secrets(context: Context, release: Release) -> dict[str, str]:
     versions = release.secret_versions or {}
     if not versions:
         return {}
-    async with context.sessions() as session:
-        rows = (await session.execute(select(SecretVersion).where(SecretVersion.id.in_(versions.values())))).scalars()
-        sealed = {row.id: Sealed(row.key_id, row.nonce, row.ciphertext) for row in rows}
+    rows = await context.pool.fetch("select * from secret_version where id = any($1)", list(versions.values()))
+    sealed = {row["id"]: Sealed(row["key_id"], row["nonce"], row["ciphertext"]) for row in rows}
     return {name: context.keyring.open(sealed[row_id], about=row_id) for name, row_id in versions.items()}
 
 
 # --------------------------------------------------------------------------------------------------- switch
 
 
-async def _switch(context: Context, session: AsyncSession, claimed: Claimed, address: Address) -> None:
+async def _switch(context: Context, session: Session, claimed: Claimed, address: Address) -> None:
     """Make the release the live one, in one transaction with everything that follows from it."""
-    service, build, release, _ = await _lock(session, claimed.release.id)
-    if service is None or release is None or release.status != ReleaseStatus.DEPLOYING:
-        _unwanted(context, session, release, claimed)  # or switched by somebody who did the same work
+    locked = await _lock(session, claimed.release.id)
+    if locked is None or locked[2].status != ReleaseStatus.DEPLOYING:
+        # Or switched by somebody who did the same work.
+        await _unwanted(context, session, locked and locked[2], claimed)
         return
+    service, build, release, _ = locked
     if service.deleted_at is not None:
         gone = "The service was deleted."
         await _end(context, session, build, release, Reason.CANCELED_BY_USER, gone, **claimed.found)
         return
-    if service.live_release_id:
-        old = await session.get(Release, service.live_release_id)
-        if old is not None and old.status == ReleaseStatus.LIVE:
-            check = func.now() + timedelta(seconds=context.settings.drain_seconds + 30)
-            await store.move(session, old, ReleaseStatus.SUPERSEDED, next_check_at=check)
-            retire.nudge(context, session, old, delay=context.settings.drain_seconds)
+    old = await _live(session, service)
+    if old is not None and old.status == ReleaseStatus.LIVE:
+        check = after(context.settings.drain_seconds + 30)
+        await store.move(session, old, ReleaseStatus.SUPERSEDED, next_check_at=check)
+        retire.nudge(context, session, old, delay=context.settings.drain_seconds)
     event = {"number": release.number}
     await store.move(session, release, ReleaseStatus.LIVE, next_check_at=None, event=event, **claimed.found)
     fronted = context.catalog.entries[release.platform].traits.scale_to_zero == "manual"
@@ -367,8 +379,8 @@ async def _switch(context: Context, session: AsyncSession, claimed: Claimed, add
         url=context.settings.service_url(service.host) if fronted else release.url,
         address=address.url,
         instance_id=address.instance_id,
-        starts=Service.starts + 1,
-        last_request_at=func.now(),
+        starts=Expression("starts + 1"),
+        last_request_at=NOW,
         reason=None,
         message=None,
         next_check_at=None,
@@ -382,17 +394,16 @@ async def _switch(context: Context, session: AsyncSession, claimed: Claimed, add
 async def _not_live(context: Context, claimed: Claimed, problem: Gated, words: list[LogLine]) -> None:
     """Try again later when that may help and time is left; else end the release, which leaves the old one serving."""
     async with context.sessions.begin() as session:
-        _, build, release, _ = await _lock(session, claimed.release.id)
-        if release is None or release.status != ReleaseStatus.DEPLOYING:
-            _unwanted(context, session, release, claimed)
+        locked = await _lock(session, claimed.release.id)
+        if locked is None or locked[2].status != ReleaseStatus.DEPLOYING:
+            await _unwanted(context, session, locked and locked[2], claimed)
             return
-        late = (await session.execute(select(moment(release.deadline_at) < func.clock_timestamp()))).scalar_one()
-        if problem.again is not None and not late:
+        _, build, release, _ = locked
+        if problem.again is not None and await _seconds_left(session, release) > 0:
             release.tries += 1
-            release.message = problem.message
-            for column, value in claimed.found.items():
-                setattr(release, column, value)
-            release.next_check_at = func.now() + timedelta(seconds=problem.again + DEPLOYING_CHECK_SECONDS)
+            again: dict[str, Any] = {"tries": release.tries, "message": problem.message}
+            check = after(problem.again + DEPLOYING_CHECK_SECONDS)
+            await sql.update(session, Release, {"id": release.id}, **again, next_check_at=check, **claimed.found)
             nudge(context, session, release, delay=problem.again)
             return
         await _end(context, session, build, release, problem.reason, problem.message, **claimed.found)
@@ -400,13 +411,11 @@ async def _not_live(context: Context, claimed: Claimed, problem: Gated, words: l
             await keep(session, build.id, words)
 
 
-def _unwanted(context: Context, session: AsyncSession, release: Release | None, claimed: Claimed) -> None:
+async def _unwanted(context: Context, session: Session, release: Release | None, claimed: Claimed) -> None:
     """Remove what came of a deploy whose release was canceled meanwhile: its removal may have come too early."""
     if release is None or release.status != ReleaseStatus.FAILED or claimed.got is None:
         return
-    for column, value in claimed.found.items():
-        setattr(release, column, value)
-    release.retired_at, release.next_check_at = None, func.now() + timedelta(seconds=5)
+    await sql.update(session, Release, {"id": release.id}, retired_at=None, next_check_at=after(5), **claimed.found)
     retire.nudge(context, session, release)
 
 
@@ -417,9 +426,10 @@ async def end_overdue(context: Context) -> int:
         statement = select(Release.id).where(Release.status == ReleaseStatus.DEPLOYING, Release.deadline_at < late)
         ids = (await session.execute(statement.limit(100))).scalars().all()
     for release_id in ids:
-        async with context.sessions.begin() as session:
-            _, build, release, _ = await _lock(session, release_id)
-            if release is not None and release.status == ReleaseStatus.DEPLOYING:
+        async with transaction(context.pool) as session:
+            locked = await _lock(session, release_id)
+            if locked is not None and locked[2].status == ReleaseStatus.DEPLOYING:
+                _, build, release, _ = locked
                 message = release.message or "It was not brought up in time, and nobody could say why."
                 await _end(context, session, build, release, Reason.INTERNAL_ERROR, message)
     return len(ids)
@@ -427,7 +437,7 @@ async def end_overdue(context: Context) -> int:
 
 async def _end(
     context: Context,
-    session: AsyncSession,
+    session: Session,
     build: Build | None,
     release: Release,
     reason: Reason,
@@ -435,7 +445,7 @@ async def _end(
     **found: Any,
 ) -> None:
     """Fail a release and its build, remove what it left on the platform, and let the next one of the service begin."""
-    check = func.now() + timedelta(seconds=30)
+    check = after(30)
     if not await store.fail(session, release, reason, message, next_check_at=check, **found):
         return
     retire.nudge(context, session, release)

@@ -1,25 +1,25 @@
 """Write releases. A release is what should run; ``promote`` makes it so."""
 
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import outbox, queue, store
+from app import outbox, queue, sql, store
 from app.context import Context
 from app.errors import not_found
 from app.ids import new_id, remote_name
 from app.lifecycle import ReleaseStatus
 from app.models import Artifact, Build, Project, Release, Service
 from app.platforms.base import ServiceRef
+from app.sql import Expression, Session, after
 
 PENDING_CHECK_SECONDS = 15
 
 
 async def create_release(
     context: Context,
-    session: AsyncSession,
+    session: Session,
     service: Service,
     *,
     kind: str,
@@ -36,20 +36,20 @@ async def create_release(
 
     For a build, order and config are the build's; others pass their own.
     """
-    newest = select(func.coalesce(func.max(Release.number), 0) + 1).where(Release.service_id == service.id)
+    following = "(select coalesce(max(number), 0) + 1 from release where service_id = ?)"
     if build is not None:
         assert build.sequence is not None
         sequence = config_sequence = build.sequence
         config, secret_versions = build.config, build.secret_versions
     assert sequence is not None
     assert config_sequence is not None
-    release = await store.add(
+    release = await sql.insert(
         session,
         Release,
         id=release_id or new_id("rel"),
         project_id=service.project_id,
         service_id=service.id,
-        number=newest.scalar_subquery(),
+        number=Expression(following, (service.id,)),
         status=ReleaseStatus.PENDING,
         kind=kind,
         platform=service.platform,
@@ -60,7 +60,7 @@ async def create_release(
         config=config or {},
         patch=patch,
         secret_versions=secret_versions,
-        next_check_at=func.now() + timedelta(seconds=PENDING_CHECK_SECONDS),
+        next_check_at=after(PENDING_CHECK_SECONDS),
     )
     if build is None:
         artifact.last_used_at = func.now()
@@ -70,25 +70,26 @@ async def create_release(
     return release
 
 
-def nudge(context: Context, session: AsyncSession, release: Release, *, delay: float = 0) -> None:
+def nudge(context: Context, session: Session, release: Release, *, delay: float = 0) -> None:
     """Ask for a release to be promoted."""
     host_bound = context.catalog.host_bound(release.platform)
     job = queue.Nudge(queue.Job.PROMOTE, release.id, release.tries, host_bound=host_bound, delay=delay, once=delay == 0)
     outbox.enqueue(session, job)
 
 
-async def next_pending(context: Context, session: AsyncSession, service_id: str) -> None:
-    """Let the newest waiting release of a service begin, now that none is being deployed; older ones end superseded."""
-    newest = (
-        select(Release)
-        .where(Release.service_id == service_id, Release.status == ReleaseStatus.PENDING)
-        .order_by(Release.number.desc())
-        .limit(1)
+_NEXT = """
+    update release set tries = tries + 1  -- a new attempt number, so that the job is not folded into an old one
+    where id = (
+        select id from release where service_id = $1 and status = 'pending' order by number desc limit 1
     )
-    waiting = (await session.execute(newest)).scalar_one_or_none()
-    if waiting is not None:
-        waiting.tries += 1  # a new attempt number, so that the job is not folded into an old one
-        nudge(context, session, waiting)
+    returning *
+"""
+
+
+async def next_pending(context: Context, session: Session, service_id: str) -> None:
+    """Let the newest waiting release of a service begin, now that none is being deployed; older ones end superseded."""
+    if waiting := await sql.fetch_one(session, _NEXT, service_id):
+        nudge(context, session, sql.load(Release, waiting))
 
 
 def ref_of(context: Context, release: Release) -> ServiceRef:

@@ -12,13 +12,14 @@ from app.lifecycle import ReleaseStatus
 from app.models import Release
 from app.platforms.base import PlatformError
 from app.services.release import ref_of
+from app.sql import Session
 
 log = structlog.get_logger()
 
 CALL_SECONDS = 60
 
 
-def nudge(context: Context, session: AsyncSession, release: Release, *, delay: float = 0) -> None:
+def nudge(context: Context, session: Session, release: Release, *, delay: float = 0) -> None:
     """Ask for a release to be retired, in the caller's transaction."""
     host_bound = context.catalog.host_bound(release.platform)
     outbox.enqueue(session, queue.Nudge(queue.Job.RETIRE, release.id, host_bound=host_bound, delay=delay))

@@ -8,21 +8,18 @@ there; the waker waits for the row.
 import asyncio
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.sql import ColumnElement
 
-from app import faults, outbox, queue, store
+from app import faults, outbox, queue, sql, store
 from app.context import Context
-from app.db import alone
+from app.db import transaction
 from app.lifecycle import Reason, ServiceStatus
 from app.models import Release, Service
 from app.platforms.base import Address, PlatformError, StartFailed
 from app.services.release import ref_of
+from app.sql import NOW, Expression, Session, after
 
 log = structlog.get_logger()
 
@@ -69,21 +66,26 @@ async def wake(context: Context, service_id: str) -> Address:
         pause = min(pause * 1.5, 0.05)
 
 
+_LOOK = f"""
+    select {sql.columns(Service, "service", "s_")}, {sql.columns(Release, "release", "r_")},
+        extract(epoch from clock_timestamp() - service.status_at)::float as age
+    from service left join release on release.id = service.live_release_id
+    where service.id = $1
+"""  # noqa: S608 - our own names
+
+
 async def _look(context: Context, service_id: str) -> tuple[Service, Release | None, float]:
     """Return the service, its live release, and for how many seconds it has been in its status."""
-    age = func.extract("epoch", func.clock_timestamp() - Service.status_at)
-    statement = select(Service, Release, age).outerjoin(Release, Release.id == Service.live_release_id)
-    async with alone(context.sessions) as session:
-        row = (await session.execute(statement.where(Service.id == service_id))).one_or_none()
+    row = await context.pool.fetchrow(_LOOK, service_id)
     if row is None:
         raise WakeFailed("There is no such service.", reason="deleted", retry_after=60)
-    return row[0], row[1], float(row[2])
+    release = sql.load(Release, row, "r_") if row["r_id"] else None
+    return sql.load(Service, row, "s_"), release, row["age"]
 
 
 async def _begin_wake(context: Context, service: Service) -> bool:
-    check = func.now() + timedelta(seconds=STALE_SECONDS)
-    async with context.sessions.begin() as session:
-        moved = await store.move(session, service, ServiceStatus.WAKING, next_check_at=check)
+    async with transaction(context.pool) as session:
+        moved = await store.move(session, service, ServiceStatus.WAKING, next_check_at=after(STALE_SECONDS))
         if moved and context.platform(service.platform) is None:
             _nudge(context, session, service, queue.Job.WAKE)
     faults.at("wake.claimed")
@@ -114,7 +116,7 @@ async def _start(context: Context, service: Service, release: Release | None) ->
         raise WakeFailed(message, Reason.INTERNAL_ERROR) from e
     faults.at("wake.started")
     took = (time.monotonic() - begun) * 1000
-    async with context.sessions.begin() as session:
+    async with transaction(context.pool) as session:
         moved = await store.move(
             session,
             service,
@@ -122,9 +124,9 @@ async def _start(context: Context, service: Service, release: Release | None) ->
             where=_still(release),
             address=address.url,
             instance_id=address.instance_id,
-            starts=Service.starts + 1,
+            starts=Expression("starts + 1"),
             wake_ms=took,
-            last_request_at=func.now(),
+            last_request_at=NOW,
             next_check_at=None,
             reason=None,
             message=None,
@@ -134,13 +136,13 @@ async def _start(context: Context, service: Service, release: Release | None) ->
     return address if moved else None
 
 
-def _still(release: Release) -> tuple[ColumnElement[bool], ...]:
+def _still(release: Release) -> tuple[Expression, ...]:
     """Another release may have gone live, slept and begun to wake meanwhile: the status alone does not tell."""
-    return (Service.live_release_id == release.id,)
+    return (Expression("live_release_id = ?", (release.id,)),)
 
 
 async def _not_up(context: Context, service: Service, release: Release, reason: str, message: str) -> None:
-    async with context.sessions.begin() as session:
+    async with transaction(context.pool) as session:
         await store.move(
             session,
             service,
@@ -155,14 +157,13 @@ async def _not_up(context: Context, service: Service, release: Release, reason: 
         )
 
 
-async def sleep(context: Context, service_id: str, *, only_if: tuple[ColumnElement[bool], ...] = ()) -> bool:
+async def sleep(context: Context, service_id: str, *, only_if: tuple[Expression, ...] = ()) -> bool:
     """Take a running service to zero; False when it wasn't running or ``only_if`` did not hold in the same statement."""
-    check = func.now() + timedelta(seconds=STALE_SECONDS)
-    async with context.sessions.begin() as session:
-        service = await session.get(Service, service_id)
+    async with transaction(context.pool) as session:
+        service = await _read(session, service_id)
         if service is None or service.status != ServiceStatus.RUNNING:
             return False
-        values: dict[str, Any] = {"next_check_at": check, "address": None, "instance_id": None}
+        values: dict[str, Any] = {"next_check_at": after(STALE_SECONDS), "address": None, "instance_id": None}
         if not await store.move(session, service, ServiceStatus.SLEEPING, where=only_if, **values):
             return False
         if context.platform(service.platform) is None:
@@ -185,22 +186,22 @@ async def stop(context: Context, service_id: str) -> None:
         log.warning("sleep will be tried again", service_id=service_id, error=str(e) or type(e).__name__)
         return
     faults.at("sleep.stopped")
-    async with context.sessions.begin() as session:
+    async with transaction(context.pool) as session:
         await store.move(session, service, ServiceStatus.ASLEEP, where=_still(release), next_check_at=None)
     faults.at("sleep.recorded")
 
 
 async def mark_down(context: Context, service_id: str, instance_id: str, message: str | None = None) -> bool:
     """Note that a running instance is no longer there, so that the next request starts another; False if it moved on."""
-    async with context.sessions.begin() as session:
-        service = await session.get(Service, service_id)
+    async with transaction(context.pool) as session:
+        service = await _read(session, service_id)
         if service is None or service.status != ServiceStatus.RUNNING:
             return False
         return await store.move(
             session,
             service,
             ServiceStatus.ASLEEP,
-            where=(Service.instance_id == instance_id,),
+            where=(Expression("instance_id = ?", (instance_id,)),),
             address=None,
             instance_id=None,
             message=message,
@@ -208,6 +209,11 @@ async def mark_down(context: Context, service_id: str, instance_id: str, message
         )
 
 
-def _nudge(context: Context, session: AsyncSession, service: Service, job: queue.Job) -> None:
+async def _read(session: Session, service_id: str) -> Service | None:
+    row = await sql.fetch_one(session, "select * from service where id = $1", service_id)
+    return sql.load(Service, row) if row else None
+
+
+def _nudge(context: Context, session: Session, service: Service, job: queue.Job) -> None:
     host_bound = context.catalog.host_bound(service.platform)
     outbox.enqueue(session, queue.Nudge(job, service.id, host_bound=host_bound, once=False))

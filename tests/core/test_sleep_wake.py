@@ -10,6 +10,7 @@ from app.models import Service
 from app.platforms.base import Phase, StartFailed, Transient
 from app.services import sleep_wake
 from app.services import sweep as services_sweep
+from app.sql import Expression
 from tests.support.platform import NAME, TRAITS
 from tests.support.waiting import eventually
 from tests.support.world import World, world
@@ -95,7 +96,7 @@ async def test_a_sleep_that_failed_is_tried_again(here: World) -> None:
 
 async def test_sleep_gives_way_to_its_condition(here: World) -> None:
     _, service, _ = await here.deployed("echo")
-    never = (Service.starts > 99,)
+    never = (Expression("starts > 99"),)
     assert not await sleep_wake.sleep(here.context, service.id, only_if=never)
     assert (await here.service("echo")).status == "running"
     assert here.yard.count("sleep") == 0

@@ -239,19 +239,21 @@ async def manual_context(database_url: str, home: Path, port: int) -> AsyncItera
     try:
         async with sessions.begin() as session:
             installation = await db.installation(session, keyring)
-        yield Context(
-            settings=settings,
-            engine=engine,
-            sessions=sessions,
-            catalog=Catalog(
-                entries={NAME: Entry(name=NAME, traits=TRAITS, configured=True)},
-                held={NAME: held},
-            ),
-            keyring=keyring,
-            images=images,
-            installation=installation,
-            process=new_id("prc"),
-        )
+        async with db.open_pool(database_url) as pool:
+            yield Context(
+                settings=settings,
+                engine=engine,
+                sessions=sessions,
+                pool=pool,
+                catalog=Catalog(
+                    entries={NAME: Entry(name=NAME, traits=TRAITS, configured=True)},
+                    held={NAME: held},
+                ),
+                keyring=keyring,
+                images=images,
+                installation=installation,
+                process=new_id("prc"),
+            )
     finally:
         await images.close()
         await engine.dispose()

@@ -1,0 +1,173 @@
+"""Plain SQL, for what every build goes through.
+
+SQLAlchemy's session costs more there than PostgreSQL does. So the busy verbs write their statements out and send them by
+asyncpg itself, and what is shared with the others takes both kinds of ``Session``. Values are ``$1``, ``$2`` …; JSON goes in
+as text and comes back parsed, as it does on SQLAlchemy's connections. Rows come back as objects of the models' classes with
+no session behind them: changing one changes nothing in the database.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+import asyncpg
+from pydantic_core import to_json
+from sqlalchemy import ClauseElement, ColumnElement, Enum, Table
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import asyncpg as dialect
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import class_mapper
+
+from app.models import Base
+
+M = TypeVar("M", bound=Base)
+Record = Mapping[str, Any]
+Pool = asyncpg.Pool
+
+_DIALECT = dialect.dialect()  # type: ignore[no-untyped-call]
+
+
+class Transaction:
+    """One transaction on a connection of asyncpg's; ``info`` holds its outbox, as a session's does."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.info: dict[Any, Any] = {}
+
+
+Session = AsyncSession | Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A piece of SQL to use as a value or a condition; each ``?`` in it takes the next of ``values``."""
+
+    text: str
+    values: tuple[Any, ...] = ()
+
+
+NOW = Expression("now()")
+
+
+def after(seconds: float) -> Expression:
+    """Return the time so many seconds after the transaction's begin."""
+    return Expression("now() + make_interval(secs => ?)", (float(seconds),))
+
+
+# --------------------------------------------------------------------------------------------------- statements
+
+
+async def fetch(session: Session, statement: str, *values: Any) -> Sequence[Record]:
+    """Run a statement in the session's transaction and return its rows."""
+    if isinstance(session, Transaction):
+        rows: Sequence[Record] = await session.connection.fetch(statement, *values)
+        return rows
+    result = await (await session.connection()).exec_driver_sql(statement, values)
+    return result.mappings().all() if result.returns_rows else []  # type: ignore[return-value]
+
+
+async def fetch_one(session: Session, statement: str, *values: Any) -> Record | None:
+    """Run a statement and return its first row; None when there is none."""
+    rows = await fetch(session, statement, *values)
+    return rows[0] if rows else None
+
+
+async def insert(session: Session, model: type[M], **values: Any) -> M:
+    """Insert a row and return it whole, with what the database filled in."""
+    bound = _Bound(model)
+    marks = ", ".join(bound.mark(name, value) for name, value in values.items())
+    statement = f"insert into {model.__tablename__} ({', '.join(values)}) values ({marks}) returning *"  # noqa: S608 - our own names
+    (row,) = await fetch(session, statement, *bound.values)
+    return load(model, row)
+
+
+async def update(
+    session: Session,
+    model: type[M],
+    where: Mapping[str, Any],
+    *conditions: Expression | ColumnElement[bool],
+    returning: Sequence[str] = (),
+    **values: Any,
+) -> Record | None:
+    """Update the row that meets ``where`` and all ``conditions``; None when none did.
+
+    Returns its id, what the database worked out of ``values``, and what else was asked for.
+    """
+    bound = _Bound(model)
+    sets = ", ".join([f"{name} = {bound.mark(name, value)}" for name, value in values.items()])
+    meets = [f"{name} = {bound.mark(name, value)}" for name, value in where.items()]
+    meets += [bound.expression(condition) for condition in conditions]
+    back = ", ".join(["id", *returning, *(n for n, v in values.items() if isinstance(v, Expression | ClauseElement))])
+    statement = f"update {model.__tablename__} set {sets} where {' and '.join(meets)} returning {back}"  # noqa: S608
+    return await fetch_one(session, statement, *bound.values)
+
+
+class _Bound:
+    """Gathers the values of a statement and gives each its mark, ``$1`` and so on."""
+
+    def __init__(self, model: type[Base]) -> None:
+        self.values: list[Any] = []
+        self._json = _json_columns(model)
+
+    def mark(self, column: str, value: Any) -> str:
+        if isinstance(value, Expression | ClauseElement):
+            return self.expression(value)
+        if column in self._json and value is not None:
+            value = as_json(value)
+        self.values.append(value)
+        return f"${len(self.values)}"
+
+    def expression(self, value: Expression | ClauseElement) -> str:
+        if isinstance(value, ClauseElement):  # for what is not busy: compiling costs more than running it
+            return str(value.compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True}))
+        text = value.text
+        for given in value.values:
+            self.values.append(given)
+            text = text.replace("?", f"${len(self.values)}", 1)
+        return text
+
+
+def as_json(value: Any) -> str:
+    """Return a value as a JSON column takes it here."""
+    return to_json(value).decode()
+
+
+# --------------------------------------------------------------------------------------------------- rows
+
+
+def load(model: type[M], record: Record, prefix: str = "") -> M:
+    """Return a whole row as an object of its model's class; ``prefix`` is that of its columns among others."""
+    row: M = class_mapper(model).class_manager.new_instance()
+    plain, converted = _columns(model)
+    values = row.__dict__
+    for name in plain:
+        values[name] = record[prefix + name]
+    for name, convert in converted:
+        value = record[prefix + name]
+        values[name] = None if value is None else convert(value)
+    return row
+
+
+def columns(model: type[Base], alias: str, prefix: str) -> str:
+    """Return what to select for ``load`` to find the columns of an aliased table under a prefix."""
+    return ", ".join(f"{alias}.{c.name} as {prefix}{c.name}" for c in model.__table__.columns)
+
+
+@cache
+def _columns(model: type[Base]) -> tuple[tuple[str, ...], tuple[tuple[str, Callable[[Any], Any]], ...]]:
+    plain: list[str] = []
+    converted: list[tuple[str, Callable[[Any], Any]]] = []
+    for column in model.__table__.columns:
+        if isinstance(column.type, Enum) and column.type.enum_class is not None:
+            converted.append((column.name, column.type.enum_class))
+        else:
+            plain.append(column.name)
+    return tuple(plain), tuple(converted)
+
+
+@cache
+def _json_columns(model: type[Base]) -> frozenset[str]:
+    table = model.__table__
+    assert isinstance(table, Table)
+    return frozenset(c.name for c in table.columns if isinstance(c.type, JSONB))
