@@ -4,13 +4,16 @@ import asyncio
 import importlib
 import sys
 
+import uvloop
+
 ALL = ("gateway", "embedded", "lifecycle")
 
 
 def main() -> None:
     for name in sys.argv[1:] or ALL:
         print(f"{name}:", flush=True)
-        asyncio.run(importlib.import_module(f"benchmarks.{name}").run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(importlib.import_module(f"benchmarks.{name}").run())
 
 
 if __name__ == "__main__":

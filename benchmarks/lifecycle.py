@@ -11,17 +11,15 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 
 import asyncpg
-import httpx
 from pydantic import SecretStr
 from sqlalchemy import select
 
@@ -35,6 +33,7 @@ from app.requests import BuildRequest
 from app.secrets import make_keys, parse_keys
 from app.settings import Settings
 from benchmarks import noop
+from benchmarks.wire import connected
 
 COUNT = int(os.environ.get("BENCH_LIFECYCLES", "400"))
 IN_FLIGHT = 24
@@ -81,9 +80,13 @@ class Template:
         entry = {"mediaType": f"{kind}.manifest.v1+json", "digest": self.digest, "size": self.size}
         index = {"schemaVersion": 2, "mediaType": f"{kind}.index.v1+json", "manifests": [entry]}
         (self.folder / "index.json").write_text(json.dumps(index))
+        self.files = [str(f.relative_to(self.folder)) for f in self.folder.rglob("*") if f.is_file()]
 
     def put(self, repository: str) -> None:
-        shutil.copytree(self.folder, self.root / repository, copy_function=os.link)
+        place = self.root / repository
+        (place / "blobs/sha256").mkdir(parents=True)
+        for name in self.files:
+            os.link(self.folder / name, place / name)
 
     def completion(self, repository: str, source: str) -> dict[str, object]:
         image = {"repository": repository, "digest": self.digest, "size": self.size}
@@ -110,47 +113,44 @@ async def process(kind: str, env: dict[str, str]) -> AsyncIterator[None]:
             await child.wait()
 
 
-async def building(connection: asyncpg.Connection, seen: set[str]) -> list[asyncpg.Record]:
-    sql = "select r.id, r.key_id, b.source_digest from run r join build b on b.id = r.build_id where b.status = 'building'"
-    rows = [r for r in await connection.fetch(sql) if r["id"] not in seen]
-    seen.update(r["id"] for r in rows)
-    return rows
+IN_SIGHT = """
+    select b.id, b.status, b.source_digest, r.id as run_id, r.key_id
+    from build b left join run r on r.build_id = b.id
+    where b.id = any($1) and b.status in ('building', 'succeeded')
+"""
+Start = Callable[[int], Awaitable[str]]
+Finish = Callable[[asyncpg.Record], Coroutine[None, None, None]]
 
 
-async def drive(connection: asyncpg.Connection, start: object, finish: object, count: int) -> float:
-    """Keep IN_FLIGHT lifecycles going until ``count`` have succeeded; returns lifecycles per second."""
-    seen: set[str] = set()
-    slots = asyncio.Semaphore(IN_FLIGHT)
-    begun, total = time.perf_counter(), 0
-    before = await connection.fetchval("select count(*) from build where status = 'succeeded'")
+async def drive(connection: asyncpg.Connection, start: Start, finish: Finish, count: int) -> float:
+    """Keep IN_FLIGHT lifecycles going until ``count`` have succeeded; returns lifecycles per second.
 
-    async def feed() -> None:
-        for number in range(count):
-            await slots.acquire()
-            await start(number)  # type: ignore[operator]
+    ``start`` returns a new build's id, ``finish`` does its builder's part.
+    """
+    begun, started, done = time.perf_counter(), 0, 0
+    open_builds: set[str] = set()
+    reported: set[str] = set()
 
-    async def end(row: asyncpg.Record) -> None:
-        await finish(row)  # type: ignore[operator]
+    async def begin(number: int) -> None:
+        open_builds.add(await start(number))
 
-    feeder = asyncio.create_task(feed())
-    tasks: set[asyncio.Task[None]] = set()
-    while total < count:
-        for row in await building(connection, seen):
-            task = asyncio.create_task(end(row))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        done = await connection.fetchval("select count(*) from build where status = 'succeeded'") - before
-        for _ in range(done - total):
-            slots.release()
-        total = done
-        if time.perf_counter() - begun > 120:
-            states = await connection.fetch("select status, count(*) from build group by 1")
-            raise RuntimeError(f"stuck: {states}")
-        await asyncio.sleep(0.01)
-    rate = count / (time.perf_counter() - begun)
-    await feeder
-    await asyncio.gather(*tasks)
-    return rate
+    async with asyncio.TaskGroup() as tasks:
+        while done < count:
+            for row in await connection.fetch(IN_SIGHT, list(open_builds)):
+                if row["status"] == "succeeded":
+                    open_builds.discard(row["id"])
+                    done += 1
+                elif row["id"] not in reported:
+                    reported.add(row["id"])
+                    tasks.create_task(finish(row))
+            while started < min(count, done + IN_FLIGHT):
+                tasks.create_task(begin(started))
+                started += 1
+            if time.perf_counter() - begun > 120:
+                states = await connection.fetch("select status, count(*) from build group by 1")
+                raise RuntimeError(f"stuck: {states}")
+            await asyncio.sleep(0.01)
+    return count / (time.perf_counter() - begun)
 
 
 def pgbench(url: str) -> float:
@@ -220,34 +220,30 @@ async def _over_http(url: str, home: Path) -> float:
     keyring = parse_keys(keyring_text)
     template = Template(home / "registry")
     connection = await asyncpg.connect(url)
-    limits = httpx.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
-    url_of_api = f"http://127.0.0.1:{port}"
-    async with (
-        process("api", env),
-        process("worker", env),
-        httpx.AsyncClient(base_url=url_of_api, limits=limits, timeout=30, trust_env=False) as client,
-    ):
+    async with process("api", env), process("worker", env), connected(port) as wire:
 
-        async def start(number: int) -> None:
-            answer = await client.post("/v1/builds", json=body(number), headers={"Authorization": "Bearer slp_bench"})
-            assert answer.status_code == 202, answer.text
+        async def start(number: int) -> str:
+            order = json.dumps(body(number)).encode()
+            status, answer = await wire.post("/v1/builds", order, {"Authorization": "Bearer slp_bench"})
+            assert status == 202, answer
+            return str(json.loads(answer)["id"])
 
         async def finish(row: asyncpg.Record) -> None:
-            run_id, token = row["id"], keyring.run_token(row["id"], row["key_id"])
+            run_id, token = row["run_id"], keyring.run_token(row["run_id"], row["key_id"])
             auth = {"Authorization": f"Bearer {token}"}
-            answer = await client.post(f"/v1/runs/{run_id}/claim", json={"instance": "i"}, headers=auth)
-            assert answer.status_code == 200, answer.text
-            repository = answer.json()["image"]["repository"]
+            status, answer = await wire.post(f"/v1/runs/{run_id}/claim", b'{"instance": "i"}', auth)
+            assert status == 200, answer
+            repository = json.loads(answer)["image"]["repository"]
             template.put(repository)
             raw = json.dumps(template.completion(repository, row["source_digest"])).encode()
             stamp, message = str(int(time.time())), f"msg_{run_id}"
             mac = hmac.digest(token.encode(), f"{message}.{stamp}.".encode() + raw, "sha256")
             headers = auth | {
                 "webhook-id": message, "webhook-timestamp": stamp,
-                "webhook-signature": "v1," + base64.b64encode(mac).decode(), "content-type": "application/json",
+                "webhook-signature": "v1," + base64.b64encode(mac).decode(),
             }  # fmt: skip
-            answer = await client.post(f"/v1/runs/{run_id}/complete", content=raw, headers=headers)
-            assert answer.status_code == 200, answer.text
+            status, answer = await wire.post(f"/v1/runs/{run_id}/complete", raw, headers)
+            assert status == 200, answer
 
         await drive(connection, start, finish, 50)
         rate = await drive(connection, lambda n: start(n + 1000), finish, COUNT)
@@ -273,18 +269,19 @@ async def _in_process(url: str, home: Path) -> float:
             await ensure_key(session, settings)
             project = (await session.execute(select(Project))).scalar_one()
 
-        async def start(number: int) -> None:
+        async def start(number: int) -> str:
             async with db.transaction(context.pool) as session:
-                await submit.submit(context, session, project, BuildRequest.model_validate(body(number)))
+                build = await submit.submit(context, session, project, BuildRequest.model_validate(body(number)))
+            return build.id
 
         async def finish(row: asyncpg.Record) -> None:
             async with db.transaction(context.pool) as session:
-                _, run = await ending.look(context.pool, row["id"])
+                _, run = await ending.look(context.pool, row["run_id"])
                 orders = await report.claim(context, session, run, "i")
             repository = orders["image"]["repository"]
             template.put(repository)
             completion = complete.Completion.model_validate(template.completion(repository, row["source_digest"]))
-            await complete.complete(context, row["id"], "msg_1", completion)
+            await complete.complete(context, row["run_id"], "msg_1", completion)
 
         await drive(connection, start, finish, 50)
         rate = await drive(connection, lambda n: start(n + 1000), finish, COUNT)
