@@ -222,6 +222,20 @@ def demo(
 
 
 @app.command()
+def check(
+    platform: Annotated[str, typer.Argument(help="local, fly, koyeb, northflank or railway.")],
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out sleep and wake, which may take minutes.")] = False,
+    record: Annotated[bool, typer.Option("--record", help="Note a success on the real platform.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
+) -> None:
+    """Prove a platform: credentials, registry, callback, a build, a service, its sleep and wake; then clean up."""
+    from app import checkup  # noqa: PLC0415 - only this command needs it
+
+    raise SystemExit(checkup.check(platform, read_settings(), quick=quick, record=record, as_json=as_json))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     say(__version__)

@@ -87,6 +87,7 @@ class RunOut(Answer):
     attempt: int
     status: RunStatus
     platform: str
+    name: str = Field(description="The machine's name on its platform.")
     region: str | None
     stage: str | None
     exit_code: int | None

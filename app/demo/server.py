@@ -105,17 +105,20 @@ def environment(
 
 
 @contextlib.contextmanager
-def running(log: Path, home: Path, platform: str = "local", **more: str) -> Iterator[Server]:
+def running(
+    log: Path, home: Path, platform: str = "local", *, env: Mapping[str, str] | None = None, **more: str
+) -> Iterator[Server]:
     """Run ``slipway serve`` for the length of the block; NotSeen when it does not come up or does not end cleanly.
 
-    A ``platform`` that is not local is imitated; ``more`` are variables of its environment.
+    A ``platform`` that is not local is imitated; ``more`` are variables of its environment. ``env``, where given, is its whole
+    environment but for the key.
     """
     api_key = os.environ.get("SLIPWAY_API_KEY") or f"slp_{secrets.token_urlsafe(32)}"
     with log.open("wb") as out:
         # -P: a folder named `app` where the user happens to stand is not ours.
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _SERVE, str(os.getpid()), "serve"],
-            env=environment(home, api_key, os.environ, platform, **more),
+            env={**env, "SLIPWAY_API_KEY": api_key} if env else environment(home, api_key, os.environ, platform, **more),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
