@@ -48,17 +48,20 @@ def check(name: str, settings: Settings, *, quick: bool, record: bool, as_json: 
         return INTERRUPTED
     if as_json:
         sys.stdout.write(json.dumps(report.as_json(), indent=2) + "\n")
-    if record and report.code == 0:
-        _record(report, quick=quick)
+    if record:
+        note(report, quick=quick)
     return report.code
 
 
-def _record(report: Report, *, quick: bool) -> None:
+def note(report: Report, *, quick: bool, file: Path = proven.FILE) -> None:
+    """Record a success; one on an imitation, or without sleep and wake, is none."""
+    if report.code != 0:
+        return
     if report.imitated or quick:
         why = "this was an imitation" if report.imitated else "sleep and wake were left out"
         sys.stderr.write(f"slipway: not recorded: {why}\n")
-    else:
-        proven.record(report.platform)
+        return
+    proven.record(report.platform, file)
 
 
 async def _check(name: str, settings: Settings, url: str, key: str, *, quick: bool, silent: bool) -> Report:

@@ -23,15 +23,19 @@ class Trouble(Exception):
         return self.seen
 
 
+class Stuck(Trouble):
+    """The build failed, or did not get on in time."""
+
+
 def operator(seen: str, advice: str, code: int | None = None) -> Trouble:
     """Return trouble that the operator can mend."""
     return Trouble(seen, Owner.OPERATOR, advice, code)
 
 
-def because(reason: str, message: str) -> Trouble:
+def because(reason: str, message: str) -> Stuck:
     """Return the trouble that a build's reason tells of."""
     info = REASONS[Reason(reason)]
-    return Trouble(f"{reason}: {message}", info.owner, info.message)
+    return Stuck(f"{reason}: {message}", info.owner, info.message)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ class Checkup:
         *,
         say: Callable[[Step], None] = lambda _: None,
         opened: Opened | None = None,
-        patience: Patience = Patience(),
+        patience: Patience | None = None,
         quick: bool = False,
     ) -> None:
         self.name, self.settings, self.client = name, settings, client
@@ -51,7 +51,7 @@ class Checkup:
         self._stack = AsyncExitStack()
         self._code = 0
         public = (settings.public_url if self.traits.remote else None) or client.url
-        self.trial = Trial(name, self.traits, client, public, patience)
+        self.trial = Trial(name, self.traits, client, public, patience or Patience())
 
     async def run(self) -> Report:
         """Take all steps, up to the first that fails; what was made is removed in any case, also when canceled."""
@@ -121,7 +121,7 @@ class Checkup:
         return f"everything is set, and the Slipway at {self.client.url} offers it"
 
     async def credentials(self) -> str:
-        """The platform takes our token and lets us list what is ours."""
+        """The platform takes our token and lets us list what is there."""
         if self._opened is None:
             return "this machine needs none"
         platform = self.trial.platform = await self._stack.enter_async_context(self._opened(self.settings))

@@ -1,5 +1,6 @@
 """The one agent that a check builds and runs: each step looks at how far it has come, from outside."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 import httpx
 
 from app.checkup.client import Client, Json, ask, until
-from app.checkup.report import Trouble, because, operator
+from app.checkup.report import Stuck, Trouble, because, operator
 from app.demo import examples
 from app.demo.client import inline
 from app.ids import remote_name
@@ -42,7 +43,7 @@ class Trial:
         self._build: Json = {}
         self._answer: Json = {}
         self._service_id = ""
-        self.begun = False
+        self._sent: asyncio.Task[Json] | None = None
 
     async def builder(self) -> str:
         """A builder is launched: the token may create machines."""
@@ -54,11 +55,12 @@ class Trial:
             "strict": False,
             "labels": {"from": "slipway check"},
         }
-        self.begun = True
-        self._build = await self.client.call("POST", "/v1/builds", json=body)
+        # Whoever is interrupted here still has to learn what was made.
+        self._sent = asyncio.create_task(self.client.call("POST", "/v1/builds", json=body))
+        self._build = await asyncio.shield(self._sent)
         try:
             run = await self._until(lambda b: _run(b, "launched_at") or _run(b, "claimed_at"), self._patience.launch)
-        except Trouble as e:
+        except Stuck as e:
             if e.seen.startswith(Reason.PLATFORM_MISCONFIGURED):
                 e.advice = "The token may list but not launch: give it the right to create and delete machines."
             raise
@@ -68,7 +70,7 @@ class Trial:
         """The builder reached us at our public address, with the token of its run."""
         try:
             await self._until(lambda b: _run(b, "claimed_at"), self._patience.callback)
-        except Trouble as e:
+        except Stuck as e:
             from_here = await self._from_here()
             e.seen = f"a builder ran and did not reach {self._public}; from here {from_here} ({e.seen})"
             e.owner, e.advice = Owner.OPERATOR, "Let SLIPWAY_PUBLIC_URL lead to this Slipway from anywhere, by https."
@@ -150,10 +152,15 @@ class Trial:
 
     # --------------------------------------------------------------------------------------------- the end
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything may be there to clean up."""
+        return self._sent is not None
+
     async def clean_up(self) -> str:
         """Nothing of it is left: neither with us nor on the platform."""
-        if not self._build:
-            return "nothing was made"
+        assert self._sent is not None
+        self._build = self._build or await self._sent
         await self.client.call("POST", f"/v1/builds/{self._build['id']}/cancel", absent=True)
         await self.client.call("DELETE", f"/v1/services/{self._service}", absent=True)
         left = ""
@@ -178,7 +185,9 @@ class Trial:
         installation, found = next(iter(names)).split("-")[1], list[str]()
         for part in (self.platform.builders, self.platform.services):
             if part is not None:
-                found += [i.ref.name for i in (await part.list_ours(installation)).items if i.ref.name in names]
+                listing = await part.list_ours(installation)
+                found += [i.ref.name for i in listing.items if i.ref.name in names]
+                found += [] if listing.complete else ["what an incomplete listing does not show"]
         return found
 
     async def _until(self, look: Callable[[Json], Any], seconds: float) -> Any:
@@ -186,17 +195,16 @@ class Trial:
 
         async def once() -> Any:
             self._build = build = await self.client.call("GET", f"/v1/builds/{self._build['id']}")
-            if found := look(build):
-                return found
-            if wrong := build["failure"] or next(iter(build["tried"]), None):
+            # First of all what was tried in vain: the build may have gone on to another platform.
+            if wrong := next(iter(build["tried"]), None) or build["failure"]:
                 raise because(wrong["reason"], wrong["message"])
-            return None
+            return look(build) or None
 
         advice = "See the log of the running Slipway, and the builder's by GET /v1/builds/{id}/logs."
         return await until(
             once,
             seconds,
-            lambda: Trouble(f"it is still {self._build['status']} after {seconds:.0f} s", Owner.US, advice),
+            lambda: Stuck(f"it is still {self._build['status']} after {seconds:.0f} s", Owner.US, advice),
         )
 
 

@@ -118,7 +118,9 @@ def running(
         # -P: a folder named `app` where the user happens to stand is not ours.
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _SERVE, str(os.getpid()), "serve"],
-            env={**env, "SLIPWAY_API_KEY": api_key} if env else environment(home, api_key, os.environ, platform, **more),
+            env={**env, "SLIPWAY_API_KEY": api_key}
+            if env
+            else environment(home, api_key, os.environ, platform, **more),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

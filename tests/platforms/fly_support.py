@@ -51,5 +51,7 @@ def platform(place: FlyImitation, naps: Naps | None = None, **options: Any) -> f
 @contextlib.asynccontextmanager
 async def opened(chosen: Settings) -> AsyncGenerator[Platform, None]:
     made = create(chosen)
-    yield made.platform
-    await made.aclose()
+    try:
+        yield made.platform
+    finally:
+        await made.aclose()

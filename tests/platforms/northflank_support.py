@@ -70,8 +70,10 @@ def platform(
 @contextlib.asynccontextmanager
 async def opened(chosen: Settings) -> AsyncGenerator[Platform, None]:
     made = create(chosen)
-    yield made.platform
-    await made.aclose()
+    try:
+        yield made.platform
+    finally:
+        await made.aclose()
 
 
 def ref_of(spec: ServiceSpec) -> ServiceRef:

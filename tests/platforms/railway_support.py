@@ -52,5 +52,7 @@ def platform(place: RailwayImitation, naps: Naps | None = None, **options: Any) 
 @contextlib.asynccontextmanager
 async def opened(chosen: Settings) -> AsyncGenerator[Platform, None]:
     made = create(chosen)
-    yield made.platform
-    await made.aclose()
+    try:
+        yield made.platform
+    finally:
+        await made.aclose()
