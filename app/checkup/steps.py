@@ -46,6 +46,7 @@ class Checkup:
         self.name, self.settings, self.client = name, settings, client
         self.traits = catalog.entries(settings)[name].traits
         self.steps: list[Step] = []
+        self.imitated = imitated(settings, name)
         self._say, self._quick = say, quick
         self._opened = opened or (catalog.REMOTE[name].opened if name in catalog.REMOTE else None)
         self._stack = AsyncExitStack()
@@ -74,9 +75,7 @@ class Checkup:
             finally:
                 if trial.begun:
                     await self._take("clean-up", trial.clean_up)
-        return Report(
-            platform=self.name, imitated=imitated(self.settings, self.name), steps=tuple(self.steps), code=self._code
-        )
+        return Report(platform=self.name, imitated=self.imitated, steps=tuple(self.steps), code=self._code)
 
     async def _take(self, name: str, act: Callable[[], Awaitable[str]]) -> bool:
         begun = time.monotonic()
@@ -115,9 +114,11 @@ class Checkup:
                 f"not set: {', '.join(lacks)}", "Set them; docs/settings.md says what each is.", NOT_CONFIGURED
             )
         listed = (await self.client.call("GET", "/v1/platforms"))["items"]
-        if not any(p["name"] == self.name and p["configured"] for p in listed):
+        theirs = next((p for p in listed if p["name"] == self.name and p["configured"]), None)
+        if theirs is None:
             text = f"the Slipway at {self.client.url} does not offer {self.name}"
             raise operator(text, "Start it again with the settings that are set here.", NOT_CONFIGURED)
+        self.imitated = self.imitated or theirs["imitated"]
         return f"everything is set, and the Slipway at {self.client.url} offers it"
 
     async def credentials(self) -> str:

@@ -50,7 +50,7 @@ class Trial:
         body = {
             "source": inline(examples() / "echo-agent"),
             "platform": self.name,
-            "builder": {"platform": self.name, "cpus": 1, "memory_mb": 1024},
+            "builder": {"platform": self.name, "cpus": 1, "memory_mb": 1024, "fallback": []},
             "service": {"name": self._service, "scale": {"min": 0, "idle_seconds": self.traits.min_idle_seconds}},
             "strict": False,
             "labels": {"from": "slipway check"},

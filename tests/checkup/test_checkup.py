@@ -146,7 +146,7 @@ async def test_each_failure_has_its_own_verdict_and_leaves_nothing(
         assert report.steps[-1].name == "clean-up"
         assert report.steps[-1].ok
 
-        fly.host.builder_env = {**fly.host.builder_env, "SLIPWAY_URL": "http://127.0.0.1:9"}
+        fly.host.builder = ("/usr/bin/env", "SLIPWAY_URL=http://127.0.0.1:9", *fly.host.builder)
         report = await on.check("fly", patience=dataclasses.replace(PATIENCE, callback=1.0))
         failed = report.steps[-2]
         assert (failed.name, failed.owner, report.code) == ("callback", "operator", 1)
