@@ -122,6 +122,18 @@ async def transaction(pool: Pool) -> AsyncIterator[Transaction]:
     outbox.committed(ours.info)
 
 
+async def connect(engine: AsyncEngine, name: str) -> "asyncpg.Connection[asyncpg.Record]":
+    """Open a connection beside the pool, for what lives long; ``name`` is how the server lists it."""
+    query = dict(engine.url.query)
+    if ssl := query.pop("ssl", None):
+        query["sslmode"] = ssl
+    url = engine.url.set(drivername="postgresql", query=query).render_as_string(hide_password=False)
+    settings = {"application_name": name}
+    return await asyncpg.connect(
+        url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS, server_settings=settings
+    )
+
+
 def create_sessions(engine: AsyncEngine) -> Sessions:
     """Make the session factory; rows stay readable after the commit and nothing loads lazily."""
     return async_sessionmaker(engine, expire_on_commit=False, sync_session_class=OutboxSession)

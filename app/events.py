@@ -73,3 +73,10 @@ async def horizon(session: AsyncSession) -> Position:
     """Return the position of this moment: all that can be read is before it, all that is yet to come is after it."""
     xmin = select(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), String))
     return Position(int((await session.execute(xmin)).scalar_one()), 0)
+
+
+async def nth(session: AsyncSession, after: Position, number: int, *where: ColumnElement[bool]) -> Position | None:
+    """Return the position of the ``number``-th event after a position; None when there are not so many."""
+    statement = select(Event.xid, Event.id).where(and_(settled(), later(after), *where))
+    row = (await session.execute(statement.order_by(Event.xid, Event.id).offset(number - 1).limit(1))).one_or_none()
+    return Position(*row) if row else None

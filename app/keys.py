@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from sqlalchemy import event, func, or_, select, update
+from sqlalchemy import ColumnElement, event, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -69,6 +69,11 @@ def expand(scopes: Iterable[str]) -> frozenset[Scope]:
     return frozenset(said.union(*(_INCLUDES.get(s, set()) for s in said)))
 
 
+def valid() -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions under which a key opens its project now."""
+    return (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()))
+
+
 # ------------------------------------------------------------------------------------------------------ who is calling
 
 
@@ -102,14 +107,11 @@ class Doorman:
         event.listen(session.sync_session, "after_commit", lambda _: self._seen.clear(), once=True)
 
     async def _look(self, hashed: bytes, before: _Seen | None, now: float) -> _Seen | None:
-        valid = (
-            ApiKey.hash == hashed,
-            ApiKey.revoked_at.is_(None),
-            or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
-        )
         left = func.extract("epoch", ApiKey.expires_at - func.now())
         statement = (
-            select(ApiKey.id, ApiKey.scopes, left, Project).join(Project, Project.id == ApiKey.project_id).where(*valid)
+            select(ApiKey.id, ApiKey.scopes, left, Project)
+            .join(Project, Project.id == ApiKey.project_id)
+            .where(ApiKey.hash == hashed, *valid())
         )
         noted = before.noted if before is not None else None
         async with alone(self.sessions) as session:

@@ -11,9 +11,23 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import __version__, db, faults, keys, leases
-from app.api import builds, health, once, platforms, problems, projects, runs, services, sources, webhooks
+from app.api import (
+    builds,
+    cors,
+    health,
+    once,
+    platforms,
+    problems,
+    projects,
+    runs,
+    services,
+    sources,
+    streams,
+    webhooks,
+)
 from app.api import keys as key_routes
 from app.api.guard import Guard
+from app.api.hub import Hub
 from app.budgets import SharedBudget
 from app.context import Context
 from app.images.access import Images
@@ -27,6 +41,7 @@ from app.settings import MIB, Settings
 
 TAGS = [
     {"name": "builds", "description": "One request: a source and where it shall run."},
+    {"name": "events", "description": "What happened, and what happens."},
     {"name": "sources", "description": "Archives sent ahead of their builds."},
     {"name": "services", "description": "Named endpoints that sleep when nobody calls."},
     {"name": "webhooks", "description": "Endpoints that are told of events; see docs/webhooks.md."},
@@ -37,7 +52,9 @@ TAGS = [
     {"name": "health", "description": "For load balancers."},
 ]
 
-ROUTERS = tuple(m.router for m in (builds, sources, services, webhooks, platforms, key_routes, projects, runs, health))
+ROUTERS = tuple(
+    m.router for m in (builds, streams, sources, services, webhooks, platforms, key_routes, projects, runs, health)
+)
 API = APIRouter(generate_unique_id_function=lambda route: route.name)
 """All routes, put together once per process: FastAPI takes a tenth of a second for it, which every app would pay again."""
 for _router in ROUTERS:
@@ -55,12 +72,14 @@ def create_app(context: Context) -> FastAPI:
         webhooks=webhooks.sent,
     )
     app.state.context = context
+    app.state.hub = Hub(context)
     problems.install(app)
     once.install(app)
     app.state.doorman = Doorman(context.sessions)
     app.mount("/v2", context.images.asgi)
     # JSON may write a byte as six.
     app.add_middleware(Guard, limit=6 * context.settings.max_inline_bytes + MIB)
+    cors.install(app, context.settings.cors_origins)
     return app
 
 

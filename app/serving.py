@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from app import db, jobs
 from app.context import Context
@@ -65,7 +66,7 @@ async def serve(settings: Settings, announce: Announce) -> None:
                     key = await ensure_key(session, settings)
                 up = Up(3, lambda: announce(Started(settings, key.made, url, tuple(stand_ins.values()))))
                 parts: dict[str, Awaitable[None]] = {
-                    "api": api_part(context, api_socket, up),
+                    "api": api_part(create_app(context), api_socket, up),
                     "gateway": _gateway(context, gateway_socket, up),
                     "worker": supervised(context, url, up),
                 }
@@ -82,7 +83,9 @@ async def api(settings: Settings, announce: Announce) -> None:
             async with context.sessions.begin() as session:
                 key = await ensure_key(session, settings)
             up = Up(1, lambda: announce(Started(settings, key.made, url)))
-            await until_stopped({"api": api_part(context, listener, up), "registry": jobs.tidy_registry(context)})
+            await until_stopped(
+                {"api": api_part(create_app(context), listener, up), "registry": jobs.tidy_registry(context)}
+            )
 
 
 async def gateway(settings: Settings, announce: Announce) -> None:
@@ -152,10 +155,10 @@ class _Server(uvicorn.Server):
         self._up.one()
 
 
-async def api_part(context: Context, listener: socket.socket, up: Up) -> None:
+async def api_part(app: FastAPI, listener: socket.socket, up: Up) -> None:
     """Serve the API on a socket that is bound already, until canceled."""
     config = uvicorn.Config(
-        create_app(context),
+        app,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -170,6 +173,7 @@ async def api_part(context: Context, listener: socket.socket, up: Up) -> None:
         await server.serve(sockets=[listener])
     except asyncio.CancelledError:
         server.should_exit = True
+        await app.state.hub.close()  # streams have no end of their own to wait for
         await server.shutdown(sockets=[listener])
         raise
 

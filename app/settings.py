@@ -182,6 +182,8 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     secret_keys: SecretStr | None = None
     """``id:base64 of 32 bytes``, comma separated; the first encrypts, all decrypt."""
+    cors_origins: Words = ()
+    """Origins whose pages may call the API from a browser."""
 
     # --- images
     registry: str | None = None
@@ -213,6 +215,8 @@ class Settings(BaseSettings):
     max_run_attempts: int = Field(3, ge=1, le=10)
     """How many builders may be lost or refused before a build ends."""
     project_concurrency: int = Field(50, ge=1)
+    max_streams: int = Field(2000, ge=1)
+    """Streams and waiting GETs of one process at a time."""
 
     # --- retention, in days
     keep_logs_days: float = Field(14, gt=0)
@@ -264,7 +268,14 @@ class Settings(BaseSettings):
     railway: RailwaySettings | None = None
     northflank: NorthflankSettings | None = None
 
-    @field_validator("builder_fallback", "allow_hosts", "webhook_allow_hosts", "gateway_trusted_proxies", mode="before")
+    @field_validator(
+        "builder_fallback",
+        "allow_hosts",
+        "cors_origins",
+        "webhook_allow_hosts",
+        "gateway_trusted_proxies",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return words(value)
@@ -296,6 +307,17 @@ class Settings(BaseSettings):
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("must be an http(s) URL without query and fragment")
         return value.rstrip("/")
+
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if origin != "*" and (
+                parts.scheme not in {"http", "https"} or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError(f"{origin}: must be like https://dashboard.example.com, without a path, or *")
+        return value
 
     @field_validator("goproxy", mode="after")
     @classmethod

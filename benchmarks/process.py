@@ -7,7 +7,7 @@ import uvloop
 
 from app import jobs, logs
 from app.ground import bind
-from app.main import ensure_key, open_context
+from app.main import create_app, ensure_key, open_context
 from app.serving import Up, api_part, until_stopped
 from app.settings import Settings
 from benchmarks import noop
@@ -28,7 +28,7 @@ async def main(kind: str) -> None:
             async with context.sessions.begin() as session:
                 await ensure_key(session, settings)
             with bind(settings.host, settings.port, "PORT") as listener:
-                await until_stopped({"api": api_part(context, listener, Up(1, ready))})
+                await until_stopped({"api": api_part(create_app(context), listener, Up(1, ready))})
         else:
             up = asyncio.Event()
             task = asyncio.create_task(up.wait())

@@ -1,12 +1,11 @@
 """Builds: send one, look at it, follow it, end it, try it again."""
 
-from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import PlainTextResponse
+from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy import select
 
+from app.api import waiting
 from app.api.deps import (
     BuildsRead,
     BuildsWrite,
@@ -20,19 +19,19 @@ from app.api.deps import (
     encode_cursor,
     need,
 )
+from app.api.hub import Streams
 from app.api.once import OnceOnly, OnceRoute, PlainOnce
 from app.api.problems import responses
-from app.api.schemas import BuildDetail, BuildOut, EventOut, LogLineOut, Page
+from app.api.schemas import BuildDetail, BuildOut, Page
 from app.api.views import build_detail, build_out, detail
 from app.builds import submit
 from app.builds.cancel import cancel
-from app.lifecycle import BuildStatus
-from app.models import Build, Event, Run, RunLog, Service
+from app.db import alone
+from app.lifecycle import BuildStatus, is_terminal
+from app.models import Build, Service
 from app.requests import BuildRequest, Scope
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"], route_class=OnceRoute)
-
-MAX_LOG_LINES = 5000
 
 
 @router.post("", status_code=202, responses=responses(409, 413))
@@ -91,57 +90,28 @@ async def list_builds(
 
 
 @router.get("/{build_id}", responses=responses(404))
-async def get_build(build_id: str, project: BuildsRead, session: Db) -> BuildDetail:
-    """Look at a build."""
-    return await build_detail(session, await submit.find(session, project, build_id))
-
-
-@router.get("/{build_id}/events", responses=responses(404))
-async def list_build_events(
-    build_id: str, project: BuildsRead, session: Db, limit: Limit = 100, cursor: Cursor = None
-) -> Page[EventOut]:
-    """List what happened to a build, oldest first."""
-    build = await submit.find(session, project, build_id)
-    statement = select(Event).where(Event.build_id == build.id)
-    if cursor is not None:
-        statement = statement.where(Event.id > decode_cursor(cursor, int)[0])
-    rows = (await session.execute(statement.order_by(Event.id).limit(limit + 1))).scalars().all()
-    items = [EventOut.model_validate(e, from_attributes=True) for e in rows[:limit]]
-    return Page(items=items, next_cursor=encode_cursor(items[-1].id) if len(rows) > limit else None)
-
-
-@router.get("/{build_id}/logs", responses=responses(404), response_model=Page[LogLineOut])
-async def list_build_logs(
-    build_id: str, project: BuildsRead, session: Db, request: Request, limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
-    cursor: Cursor = None,
-) -> Page[LogLineOut] | Response:  # fmt: skip
-    """List the build's log lines, oldest first; as plain text with `Accept: text/plain`."""
-    build = await submit.find(session, project, build_id)
-    after_attempt, after_number = decode_cursor(cursor, int, int) if cursor is not None else (0, -1)
-    statement = (
-        select(Run.attempt, RunLog)
-        .join(Run, Run.id == RunLog.run_id)
-        .where(Run.build_id == build.id, Run.attempt >= after_attempt)
-        .order_by(Run.attempt, RunLog.number)
-    )
-    lines: list[tuple[int, LogLineOut]] = []
-    async for attempt, batch in await session.stream(statement):
-        for number, line in enumerate(batch.lines, batch.number):
-            if (attempt, number) > (after_attempt, after_number):
-                at = datetime.fromtimestamp(line["t"], UTC)
-                lines.append(
-                    (attempt, LogLineOut(at=at, stream=line["s"], text=line["m"], run_id=batch.run_id, number=number))
-                )
-        if len(lines) > limit:
-            break
-    if "text/plain" in request.headers.get("accept", ""):
-        return PlainTextResponse("".join(f"{line.text}\n" for _, line in lines[:limit]))
-    more = len(lines) > limit
-    last = lines[min(limit, len(lines)) - 1] if lines else None
-    return Page(
-        items=[line for _, line in lines[:limit]],
-        next_cursor=encode_cursor(last[0], last[1].number) if more and last else None,
-    )
+async def get_build(
+    build_id: str,
+    project: BuildsRead,
+    context: Ctx,
+    hub: Streams,
+    caller: KeyHolder,
+    response: Response,
+    prefer: Annotated[
+        str | None, Header(max_length=512, description="`wait=30`: answer once the build has ended.")
+    ] = None,
+) -> BuildDetail:
+    """Look at a build. With `Prefer: wait=N` the answer comes when the build has ended, or after N seconds (at most 60)."""
+    seconds = waiting.preferred(prefer)
+    async with alone(context.sessions) as session:
+        build = await submit.find(session, project, build_id)
+        if seconds is None or is_terminal(build.status):
+            waiting.applied(response, seconds)
+            return await build_detail(session, build)
+    await waiting.for_end(hub, build.id, caller.key_id, seconds)
+    waiting.applied(response, seconds)
+    async with alone(context.sessions) as session:
+        return await build_detail(session, await submit.find(session, project, build_id))
 
 
 @router.post("/{build_id}/cancel", responses=responses(404, 409))

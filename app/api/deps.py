@@ -95,6 +95,7 @@ BuildsRead = Annotated[Project, Security(get_project, scopes=[Scope.BUILDS_READ]
 BuildsWrite = Annotated[Project, Security(get_project, scopes=[Scope.BUILDS_WRITE])]
 ServicesRead = Annotated[Project, Security(get_project, scopes=[Scope.SERVICES_READ])]
 ServicesWrite = Annotated[Project, Security(get_project, scopes=[Scope.SERVICES_WRITE])]
+AllRead = Annotated[Project, Security(get_project, scopes=[Scope.BUILDS_READ, Scope.SERVICES_READ])]
 Admin = Annotated[Holder, Security(get_caller, scopes=[Scope.ADMIN])]
 Operator = Annotated[Holder, Security(get_operator, scopes=[Scope.ADMIN])]
 

@@ -211,9 +211,9 @@ class BuildDetail(BuildOut):
 
 
 class EventOut(Answer):
-    """Something that happened."""
+    """Something that happened. `id` is its place in the order of events: `after=<id>` goes on from it."""
 
-    id: int
+    id: str = Field(examples=["7421-99"])
     kind: str
     build_id: str | None
     run_id: str | None
@@ -221,6 +221,20 @@ class EventOut(Answer):
     release_id: str | None
     data: dict[str, Any]
     at: datetime
+
+
+class EventPage(Page[EventOut]):
+    """Events, oldest first. A page may be short, or empty, and have a `next_cursor` all the same: go on until it is null."""
+
+    after: str = Field(description="To ask for what comes later: `?after=`.", examples=["7421-99"])
+    ended: bool = Field(description="Nothing will ever come after this page.")
+
+
+class BuildEnd(Answer):
+    """The last that is said of a build."""
+
+    build_id: str
+    status: BuildStatus
 
 
 class LogLineOut(Answer):
@@ -231,6 +245,13 @@ class LogLineOut(Answer):
     text: str
     run_id: str | None = None
     number: int | None = None
+
+
+class LogPage(Page[LogLineOut]):
+    """Log lines, oldest first."""
+
+    after: str = Field(description="To ask for what comes later: `?after=`.", examples=["1.120"])
+    ended: bool = Field(description="The build has ended and all its lines were given.")
 
 
 class TraitsOut(Answer):

@@ -6,11 +6,13 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import events
 from app.api.schemas import (
     ArtifactOut,
     BuildDetail,
     BuildOut,
     Diagnostic,
+    EventOut,
     Failure,
     ReleaseOut,
     RunOut,
@@ -19,7 +21,7 @@ from app.api.schemas import (
     Tried,
 )
 from app.lifecycle import REASONS, Reason
-from app.models import Artifact, Build, Release, Run, Service
+from app.models import Artifact, Build, Event, Release, Run, Service
 
 
 def failure(reason: str | None, message: str | None) -> Failure | None:
@@ -127,6 +129,12 @@ def release_out(release: Release, digest: str | None = None) -> ReleaseOut:
     fields = {c: getattr(release, c) for c in ReleaseOut.model_fields if hasattr(release, c)}
     fields["effective"] = SizeOut(**release.effective) if release.effective else None
     return ReleaseOut(**fields, digest=digest, secrets=sorted(release.secret_versions or {}))
+
+
+def event_out(event: Event) -> EventOut:
+    """Return an event; its id is its place in the order of events."""
+    fields = {c: getattr(event, c) for c in EventOut.model_fields}
+    return EventOut(**fields | {"id": str(events.position(event))})
 
 
 async def service_out(session: AsyncSession, service: Service) -> ServiceOut:

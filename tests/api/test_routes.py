@@ -156,6 +156,7 @@ async def test_releases_and_events_come_page_by_page(here: World) -> None:
     releases = await pages(here.http, "/v1/services/echo/releases", limit=2)
     assert [[r["number"] for r in p] for p in releases] == [[4, 3], [2, 1]]
     assert {r["digest"] for p in releases for r in p} == {releases[0][0]["digest"]}
+    await here.settled()
     events = await pages(here.http, f"/v1/builds/{build.id}/events", limit=3)
     kinds = [e["kind"] for p in events for e in p]
     assert kinds == await here.kinds(build_id=build.id)

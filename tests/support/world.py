@@ -39,6 +39,7 @@ from app.settings import Settings
 from tests.support.builder import Builder
 from tests.support.machines import Machine, Unit
 from tests.support.platform import NAME, Yard
+from tests.support.waiting import eventually
 
 FILES = {"go.mod": "module agent\n\ngo 1.25\n", "main.go": "package main\n\nfunc main() {}\n"}
 KEYS = make_keys()
@@ -164,6 +165,15 @@ class World:
         rows = await self.sql(f"select kind from event where {where} order by id", **values)
         return [r.kind for r in rows]
 
+    async def settled(self) -> None:
+        """Wait until every event can be read: transactions of other tests on the same server hold them back, too."""
+
+        async def none_is_held_back() -> bool:
+            held = "select count(*) from event where xid >= pg_snapshot_xmin(pg_current_snapshot())"
+            return bool((await self.sql(held))[0].count == 0)
+
+        await eventually(none_is_held_back, every=0.02)
+
     async def waiting(self, job: str | None = None) -> list[str]:
         """Return the row ids of the jobs on the queue, due or not."""
         rows = await self.sql("select entrypoint, payload from pgqueuer.pgqueuer order by id")
@@ -286,6 +296,7 @@ async def world(
             project = (await session.execute(select(Project).where(Project.name == "default"))).scalar_one()
             _, key = await keys.create(session, project, "test")
         app = create_app(context)
+        stack.push_async_callback(app.state.hub.close)
         http = await stack.enter_async_context(client(app, key))
         connection = await asyncpg.connect(db.plain_dsn(database_url), timeout=10)
         stack.push_async_callback(connection.close)

@@ -1,0 +1,180 @@
+"""What happens, as it happens: events of a project and of a build, and a build's log. By `Accept` a stream or a page."""
+
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import AwareDatetime, StringConstraints
+from sqlalchemy import select
+
+from app import events
+from app.api import build_logs, feeds, sse
+from app.api.deps import AllRead, BuildsRead, Ctx, Cursor, KeyHolder, Limit
+from app.api.feeds import Feed
+from app.api.hub import Streams
+from app.api.problems import responses
+from app.api.schemas import BuildEnd, EventOut, EventPage, LogLineOut, LogPage
+from app.api.sse import EventStream, LastEventId, invalid_position
+from app.builds import submit
+from app.db import alone
+from app.errors import not_found
+from app.models import Service
+
+router = APIRouter(prefix="/v1")
+P = TypeVar("P")
+
+Kind = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,24}\.([a-z_]{1,24}|\*)$")]
+After = Annotated[
+    str | None,
+    Query(max_length=512, description="Go on after this: an `id`, or the `after` of a page; `now` skips what was."),
+]
+AfterLine = Annotated[
+    str | None, Query(max_length=512, description="Go on after this: an `id`, or the `after` of a page.")
+]
+
+EVENT = """: slipway
+id: 0-0
+retry: 1000
+
+data: {"id":"7421-99","kind":"build.queued","build_id":"bld_06f1qv0n2k3m4p5r6s7t8u9va0","run_id":null,"service_id":null,\
+"release_id":null,"data":{},"at":"2026-01-02T03:04:05.678901Z"}
+id: 7421-99
+
+: keep-alive
+id: 7430-0
+
+"""
+END = """event: end
+data: {"build_id":"bld_06f1qv0n2k3m4p5r6s7t8u9va0","status":"succeeded"}
+id: 7440-0
+
+"""
+LINE = """: slipway
+id: 0.0
+retry: 1000
+
+data: {"at":"2026-01-02T03:04:05.678901Z","stream":"stdout","text":"go: downloading","run_id":"run_06f1qv0n2k3m4p5r6s7t8u9va0",\
+"number":0}
+id: 1.1
+
+event: end
+data: {"build_id":"bld_06f1qv0n2k3m4p5r6s7t8u9va0","status":"succeeded"}
+id: 1.1
+
+"""
+
+
+@router.get(
+    "/events",
+    tags=["events"],
+    response_model=EventPage,
+    responses=responses(404) | sse.described(EventOut, None, EVENT),
+)
+async def list_events(
+    project: AllRead,
+    context: Ctx,
+    hub: Streams,
+    caller: KeyHolder,
+    request: Request,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    after: After = None,
+    last_event_id: LastEventId = None,
+    kind: Annotated[
+        list[Kind] | None, Query(description="Such as `build.failed`, or `build.*`.", max_length=16)
+    ] = None,
+    build: Annotated[str | None, Query(max_length=40)] = None,
+    service: Annotated[str | None, Query(max_length=40, description="A service's name.")] = None,
+) -> EventPage | Response:
+    """List what happened in the project, oldest first; with `Accept: text/event-stream` follow it from there on."""
+    async with alone(context.sessions) as session:
+        ids = None
+        if service is not None:
+            named = select(Service.id).where(Service.project_id == project.id, Service.name == service)
+            ids = tuple((await session.execute(named)).scalars())
+            if not ids:
+                raise not_found("service", service)
+        if build is not None:
+            await submit.find(session, project, build)
+        feed = Feed(project.id, build, ids, tuple(kind or ()))
+        if last_event_id is None and after == "now":
+            start = await events.horizon(session)
+        else:
+            start = _start(last_event_id or after or cursor, events.START, events.parse)
+        if not sse.wanted(request):
+            return await feeds.page(session, feed, start, limit)
+    hub.check_room()
+    return EventStream(feeds.stream(hub, feed, start, caller.key_id), hub.write_seconds)
+
+
+@router.get(
+    "/builds/{build_id}/events",
+    tags=["builds"],
+    response_model=EventPage,
+    responses=responses(404) | sse.described(EventOut, BuildEnd, EVENT + END),
+)
+async def list_build_events(
+    build_id: str,
+    project: BuildsRead,
+    context: Ctx,
+    hub: Streams,
+    caller: KeyHolder,
+    request: Request,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    after: AfterLine = None,
+    last_event_id: LastEventId = None,
+) -> EventPage | Response:
+    """List what happened to a build, oldest first; with `Accept: text/event-stream` follow it until it has ended."""
+    start = _start(last_event_id or after or cursor, events.START, events.parse)
+    async with alone(context.sessions) as session:
+        build = await submit.find(session, project, build_id)
+        feed = Feed(project.id, build.id, ends=True)
+        if not sse.wanted(request):
+            return await feeds.page(session, feed, start, limit)
+    hub.check_room()
+    return EventStream(feeds.stream(hub, feed, start, caller.key_id), hub.write_seconds)
+
+
+@router.get(
+    "/builds/{build_id}/logs",
+    tags=["builds"],
+    response_model=LogPage,
+    responses=responses(404) | sse.described(LogLineOut, BuildEnd, LINE),
+)
+async def list_build_logs(
+    build_id: str,
+    project: BuildsRead,
+    context: Ctx,
+    hub: Streams,
+    caller: KeyHolder,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
+    cursor: Cursor = None,
+    after: AfterLine = None,
+    since: Annotated[AwareDatetime | None, Query(description="Only lines from this time on.")] = None,
+    last_event_id: LastEventId = None,
+) -> LogPage | Response:
+    """List the build's log lines, oldest first; plain text with `Accept: text/plain`, and with `text/event-stream` they
+    follow until the build has ended.
+    """
+    start = _start(last_event_id or after or cursor, build_logs.Seen(), build_logs.parse)
+    async with context.sessions() as session:
+        build = await submit.find(session, project, build_id)
+        if not sse.wanted(request):
+            page = await build_logs.page(session, build.id, start, limit, since)
+            if "text/plain" in request.headers.get("accept", ""):
+                return PlainTextResponse("".join(f"{line.text}\n" for line in page.items))
+            return page
+    hub.check_room()
+    return EventStream(build_logs.stream(hub, build.id, start, since, caller.key_id), hub.write_seconds)
+
+
+def _start(text: str | None, first: P, parse: Callable[[str], P]) -> P:
+    if text is None:
+        return first
+    try:
+        return parse(text)
+    except ValueError:
+        raise invalid_position(text) from None
