@@ -110,7 +110,7 @@ async def stream(hub: Hub, build_id: str, after: Seen, since: datetime | None, k
         while not follower.over:
             follower.take()  # that something happened is all that matters here
             # Many read one log, and all at the same place; but who was woken must not be given what was read before.
-            found, blocks = await hub.shared((build_id, at, since, hub.turn), read)
+            found, blocks = await hub.shared((build_id, at, since), read)
             if blocks:
                 yield pulse.of(blocks)
             at = found.upto

@@ -121,15 +121,20 @@ async def page(session: AsyncSession, feed: Feed, after: Position, limit: int) -
 async def stream(hub: Hub, feed: Feed, after: Position, key_id: str) -> sse.Blocks:
     """Yield blocks from a position on: what is there, then what comes. See ``app.api.hub`` for who tells it."""
     at, ending, pulse = after, False, sse.Pulse(hub.keep_alive_seconds)
+
+    async def read() -> tuple[Found, bytes]:
+        async with db.alone(hub.context.sessions) as session:
+            found = await look(session, feed, at, READ)
+        return found, b"".join(sse.item(event_out(e), events.position(e)) for e in found.events)
+
     yield sse.opening(at)
     with hub.follow(key_id, feed.topic) as follower:
         while not follower.over:
             if follower.behind:
                 follower.collect()
-                async with db.alone(hub.context.sessions) as session:
-                    found = await look(session, feed, at, READ)
-                if found.events:
-                    yield pulse.of(b"".join(sse.item(event_out(e), events.position(e)) for e in found.events))
+                found, blocks = await hub.shared((feed, at), read)
+                if blocks:
+                    yield pulse.of(blocks)
                 at, ending = found.upto, ending or found.ending
                 if found.ended:
                     yield sse.end(found.ended, at)

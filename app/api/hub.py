@@ -38,6 +38,7 @@ PAGE = 1000
 SETTLE_SECONDS = 0.02
 """How long a notification waits for others: a busy queue sends hundreds a second."""
 LISTEN_AGAIN_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
 LINGER_SECONDS = 5.0
 """How long it goes on after the last follower left: the next one is often near."""
 
@@ -53,7 +54,7 @@ class Hub:
         self.head = events.START
         """Everything up to here was told."""
         self.turn = 0
-        """Counts the looks at the database: who is woken by one asks for what is written no earlier."""
+        """Counts what was told. A reading is shared within one turn only: one that began before would lack what was told."""
         self.followers: set[Follower] = set()
         self._topics: dict[Topic, set[Follower]] = {}
         self._logs: dict[str, tuple[tuple[int, int], ...]] = {}
@@ -89,22 +90,34 @@ class Hub:
                     del self._topics[topic]
 
     async def close(self) -> None:
-        """Send everybody away, and whoever comes still."""
+        """Send everybody away, and whoever comes still; what is being read is read to its end."""
         self._closed = True
         for follower in self.followers:
             follower.leave()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        self._woken.set()
+        if running := [t for t in (self._task, *self._reads.values()) if t is not None and not t.done()]:
+            _, left = await asyncio.wait(running, timeout=CLOSE_SECONDS)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
-    async def shared(self, key: Hashable, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return what ``read`` does; those who ask for the same at the same time share one reading."""
+    async def shared(self, what: Hashable, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what ``read`` does; those who ask for the same after the same look at the database share one reading.
+
+        It goes on when who asked is gone: a connection in the middle of a statement is not to be dropped.
+        """
+        key = (what, self.turn)
         task = self._reads.get(key)
         if task is None:
             task = self._reads[key] = asyncio.create_task(read())
-            task.add_done_callback(lambda _: self._reads.pop(key, None))
+            task.add_done_callback(lambda done: self._forget(key, done))
         result: T = await asyncio.shield(task)
         return result
+
+    def _forget(self, key: Hashable, done: "asyncio.Task[Any]") -> None:
+        self._reads.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # asked for here, in case that nobody waits for it any more
 
     # ------------------------------------------------------------------------------------------------- the one task
 
@@ -114,7 +127,7 @@ class Hub:
         listen_at = keys_at = used_at = loop.time()
         self.head = events.START
         try:
-            while self.followers or loop.time() < used_at + LINGER_SECONDS:
+            while not self._closed and (self.followers or loop.time() < used_at + LINGER_SECONDS):
                 used_at = loop.time() if self.followers else used_at
                 if (listening is None or listening.is_closed()) and loop.time() >= listen_at:
                     listen_at = loop.time() + LISTEN_AGAIN_SECONDS
@@ -131,7 +144,8 @@ class Hub:
         finally:
             self._logs.clear()
             if listening is not None:
-                listening.terminate()
+                with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    await listening.close(timeout=CLOSE_SECONDS)
 
     async def _quietly(self, act: Callable[[], Awaitable[T]]) -> T | None:
         """Do something; its failure ends nothing, for followers go on where they were once the database is back."""
@@ -143,11 +157,14 @@ class Hub:
 
     async def _listen(self) -> "asyncpg.Connection[asyncpg.Record]":
         connection = await db.connect(self.context.engine, "slipway-streams")
-        await connection.add_listener(SETTINGS.channel, lambda *_: self._woken.set())
+        try:
+            await connection.add_listener(SETTINGS.channel, lambda *_: self._woken.set())
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
     async def _look(self) -> None:
-        self.turn += 1
         async with db.alone(self.context.sessions) as session:
             more = True
             while more:
@@ -165,6 +182,7 @@ class Hub:
                 # What was read may be newer than the horizon, and lies before it where more is to be read.
                 last = [events.position(e) for e in found[-1:]]
                 self.head = last[0] if more else max(now, self.head, *last)
+                self.turn += 1
             if builds := [t.id for t in self._topics if t.kind == "log"]:
                 runs = select(Run.build_id, Run.attempt, Run.log_next).where(_is_any(Run.build_id, builds))
                 self._tell_of_logs((await session.execute(runs.order_by(Run.attempt))).all())
@@ -187,6 +205,7 @@ class Hub:
             lengths[build_id] = (*lengths.get(build_id, ()), (attempt, count))
         changed = [build_id for build_id, state in lengths.items() if self._logs.get(build_id) != state]
         self._logs = lengths
+        self.turn += 1
         for build_id in changed:
             for follower in self._topics.get(Topic("log", build_id), ()):
                 follower.wake()
