@@ -60,8 +60,8 @@ class Hub:
         self._logs: dict[str, tuple[tuple[int, int], ...]] = {}
         self._reads: dict[Hashable, asyncio.Task[Any]] = {}
         self._woken = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._working = self._closed = False
 
     def check_room(self) -> None:
         """Refusal (503) when this process has as many followers as it may."""
@@ -77,8 +77,11 @@ class Hub:
         self.followers.add(follower)
         for topic in topics:
             self._topics.setdefault(topic, set()).add(follower)
-        if not self._closed and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._work(), name="streams")
+        if not self._closed and not self._working:
+            self._working = True
+            task = asyncio.create_task(self._work(), name="streams")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         self._woken.set()
         try:
             yield follower
@@ -95,7 +98,7 @@ class Hub:
         for follower in self.followers:
             follower.leave()
         self._woken.set()
-        if running := [t for t in (self._task, *self._reads.values()) if t is not None and not t.done()]:
+        if running := [*self._tasks, *self._reads.values()]:
             _, left = await asyncio.wait(running, timeout=CLOSE_SECONDS)
             for task in left:
                 task.cancel()
@@ -143,6 +146,7 @@ class Hub:
                     await asyncio.sleep(SETTLE_SECONDS)
         finally:
             self._logs.clear()
+            self._working = False  # who comes from here on starts another
             if listening is not None:
                 with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                     await listening.close(timeout=CLOSE_SECONDS)

@@ -11,7 +11,7 @@ from app.models import Webhook, WebhookDelivery
 DeliveryStatus = Literal["pending", "delivered", "failed"]
 
 _EVENT: dict[str, Any] = {
-    "id": 4711,
+    "id": "7421-4711",
     "kind": "build.failed",
     "build_id": "bld_06f1q3s8v5t7p2c4k9m0a1b2d3",
     "run_id": None,
@@ -75,7 +75,7 @@ class DeliveryOut(Answer):
                 {
                     "id": "dlv_06f1q3s8v5t7p2c4k9m0a1b2d4",
                     "webhook_id": _WEBHOOK["id"],
-                    "event_id": _EVENT["id"],
+                    "event_id": 4711,
                     "kind": _EVENT["kind"],
                     "status": "pending",
                     "attempts": 1,

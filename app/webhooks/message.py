@@ -9,6 +9,7 @@ from typing import Any
 
 from standardwebhooks import Webhook as Signer
 
+from app.events import position
 from app.models import Event, WebhookDelivery
 from app.platforms.http import USER_AGENT
 
@@ -23,8 +24,8 @@ def new_secret() -> str:
 
 def shown(event: Event) -> dict[str, Any]:
     """Return an event in the form that the API gives it too."""
-    names = ("id", "kind", "build_id", "run_id", "service_id", "release_id", "data")
-    return {name: getattr(event, name) for name in names} | {"at": _stamp(event.at)}
+    names = ("kind", "build_id", "run_id", "service_id", "release_id", "data")
+    return {"id": str(position(event)), **{name: getattr(event, name) for name in names}, "at": _stamp(event.at)}
 
 
 def identity(delivery: WebhookDelivery, installation: str) -> str:
