@@ -12,7 +12,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from app import __version__, db, logs, serving
 from app.embedded.errors import EmbeddedError
 from app.errors import Refusal
-from app.ground import SetupError
+from app.ground import SetupError, harden, settle
 from app.keys import DEFAULT_PROJECT, project_named
 from app.keys import create as create_key
 from app.leases import LeaseError
@@ -34,7 +34,11 @@ def say(text: str) -> None:
 
 
 def read_settings(**given: Any) -> Settings:
-    """Return the settings, with those ``given`` on the command line; exits with 2 and the name of the wrong variable."""
+    """Return the settings, with those ``given`` on the command line; exits with 2 and the name of the wrong variable.
+
+    From then on the process is closed to others of its account.
+    """
+    harden()
     try:
         settings = Settings(**given)
     except ValidationError as e:
@@ -48,6 +52,7 @@ def read_settings(**given: Any) -> Settings:
 
 def run(main: "asyncio.Future[None] | object") -> None:
     """Run a process to its end; what the operator can mend is said in one sentence, without a traceback."""
+    settle()
     try:
         with asyncio.Runner(loop_factory=_loop) as runner:
             runner.run(main)  # type: ignore[arg-type]

@@ -23,36 +23,40 @@ CASES = [
 ]
 # One interpreter for all: to import everything takes it longer than all the commands.
 RUN = """
-import contextlib, io, json, os
+import contextlib, ctypes, io, json, os
 from app.cli import app
+
+libc, GET_DUMPABLE, SET_DUMPABLE = ctypes.CDLL(None), 3, 4
 
 clean, ends = dict(os.environ), []
 for words, env, _ in json.loads(sys.argv[1]):
     os.environ.clear()
     os.environ.update(clean | env)
+    libc.prctl(SET_DUMPABLE, 1, 0, 0, 0)
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
             app(words)
         except SystemExit as end:
-            ends.append((end.code, said.getvalue()))
+            ends.append((end.code, said.getvalue(), bool(libc.prctl(GET_DUMPABLE, 0, 0, 0, 0))))
 print(json.dumps(ends))
 """
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
-    """Exit code and standard error of each case."""
+def ends(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, bool]]:
+    """Exit code and standard error of each case, and whether others of the account could have read its memory."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SLIPWAY_", "DATABASE_URL"))}
     env |= {"SLIPWAY_HOME": str(tmp_path_factory.mktemp("home")), "SLIPWAY_GATEWAY_PORT": "0", "SLIPWAY_PORT": "0"}
     command = python(RUN, json.dumps(CASES))
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False, cwd=Path("/"))
     assert done.returncode == 0, done.stderr
-    return [(code, said) for code, said in json.loads(done.stdout.splitlines()[-1])]
+    return [tuple(end) for end in json.loads(done.stdout.splitlines()[-1])]
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: f"{CASES[i][0][0]}-{i}")
-def test_a_wrong_set_up_is_one_sentence(ends: list[tuple[int, str]], case: int) -> None:
-    code, said = ends[case]
+def test_a_wrong_set_up_is_one_sentence(ends: list[tuple[int, str, bool]], case: int) -> None:
+    code, said, open_to_others = ends[case]
     assert code in {1, 2}, said
     assert CASES[case][2] in said
     assert "Traceback" not in said
+    assert not open_to_others
