@@ -6,6 +6,7 @@ queue itself. When the database goes away the worker leaves loudly, and its supe
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
@@ -88,6 +89,7 @@ async def work(
                 _every(context.settings.reconcile_seconds, lambda: look_after(context)), name="look after"
             )
             group.create_task(_every(context.settings.sweep_seconds, lambda: sweep(context)), name="sweep")
+            group.create_task(notice_deaths(context), name="deaths")
             group.create_task(_every(RETENTION_SECONDS, lambda: keep(context)), name="retention")
             if not host_bound_only:
                 group.create_task(courier.deliver(context), name="webhooks")
@@ -165,6 +167,20 @@ async def sweep(context: Context) -> None:
     """Compare rows with platforms: dead instances first, then what no row owns."""
     await services_sweep.look_after(context)
     await builds_sweep.sweep(context)
+
+
+async def notice_deaths(context: Context) -> None:
+    """Correct the rows as soon as a platform here says that a service ended by itself; the sweep would, but later."""
+    told = [p.ended for p in context.catalog.held.values() if p.ended is not None]
+
+    async def listen(ended: asyncio.Event) -> None:
+        await ended.wait()
+        ended.clear()
+        await services_sweep.look_after(context)
+
+    async with asyncio.TaskGroup() as group:
+        for ended in told:
+            group.create_task(_every(0.0, functools.partial(listen, ended)))
 
 
 async def keep(context: Context) -> None:

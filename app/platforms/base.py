@@ -12,6 +12,7 @@ Rules that hold for every verb:
 - No secret appears in an error, a log line or a process list.
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -363,3 +364,5 @@ class Platform:
     traits: Traits
     builders: Builders | None
     services: Services | None
+    ended: asyncio.Event | None = None
+    """Set whenever an instance of a service ended by itself, by a platform that knows at once; whoever holds it clears it."""

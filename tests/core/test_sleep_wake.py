@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from app import jobs as worker
 from app.models import Service
 from app.platforms.base import Phase, StartFailed, Transient
 from app.services import sleep_wake
@@ -142,6 +143,25 @@ async def test_look_after_finds_who_died(here: World) -> None:
     service = await here.service("echo")
     assert service.status == "asleep"
     assert "code 9" in (service.message or "")
+
+
+async def test_who_died_is_found_at_once_when_the_platform_tells(here: World) -> None:
+    _, service, release = await here.deployed("echo")
+    platform = dataclasses.replace(here.yard.platform(), ended=asyncio.Event())
+    assert platform.ended is not None
+    here.context.catalog.held[NAME] = platform
+    noticing = asyncio.create_task(worker.notice_deaths(here.context))
+    try:
+        await here.unit(release).stop(Phase.EXITED)
+        platform.ended.set()
+
+        async def noticed() -> bool:
+            return (await here.one(Service, id=service.id)).status != "running"
+
+        await eventually(noticed)
+    finally:
+        noticing.cancel()
+        await asyncio.gather(noticing, return_exceptions=True)
 
 
 async def test_look_after_leaves_others_alone(here: World) -> None:

@@ -1,9 +1,11 @@
 """What a sandbox shows, hides and bounds; with real programs inside real ones."""
 # ruff: noqa: ASYNC240 - a look at a small file
 
+import asyncio
 import dataclasses
 import json
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -210,6 +212,19 @@ async def test_too_much_memory_ends_a_builder(platform: LocalPlatform, script: s
     await platform.processes.live[spec.name].ended.wait()
     seen = await platform.builders.inspect(Ref(name=spec.name))
     assert (seen.phase, seen.out_of_memory) == (Phase.FAILED, True)
+
+
+async def test_only_an_end_that_nobody_asked_for_is_told(platform: LocalPlatform, service: ServiceSpec) -> None:
+    told, ref = platform.platform.ended, ServiceRef(service=service.service, release=service.release)
+    assert told is not None
+    await platform.services.deploy(service)
+    await platform.services.wake(ref)
+    await platform.services.sleep(ref)
+    assert not told.is_set()
+    await platform.services.wake(ref)
+    os.kill(platform.processes.live[service.release].tree()[0], signal.SIGKILL)
+    async with asyncio.timeout(10):
+        await told.wait()
 
 
 async def test_a_builder_past_its_deadline_is_ended(platform: LocalPlatform) -> None:

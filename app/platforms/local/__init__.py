@@ -89,7 +89,13 @@ class LocalPlatform:
             stop_grace=stop_grace,
         )
         self.watch = Watch(self.processes)
-        self.platform = Platform(name=NAME, traits=traits(settings), builders=self.builders, services=self.services)
+        self.platform = Platform(
+            name=NAME,
+            traits=traits(settings),
+            builders=self.builders,
+            services=self.services,
+            ended=self.processes.ended,
+        )
         self._work: list[asyncio.Task[None]] = []
         self._stop_grace = stop_grace
 

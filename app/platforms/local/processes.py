@@ -46,6 +46,8 @@ class Processes:
         self.folder = folder
         self.prefix = f"sli-{secrets.token_hex(6)}"
         self.live: dict[str, Process] = {}
+        self.ended = asyncio.Event()
+        """Set whenever a service ended that nobody stopped."""
         self._records = Records(folder, logs)
         self._spawner = spawner
         self._starter = Starter(self._records, spawner, fault)
@@ -173,6 +175,8 @@ class Processes:
         if self._records.path(record.name).exists():
             self._records.save(record)
         process.ended.set()
+        if record.kind == "service" and not record.stopped:
+            self.ended.set()
 
     # ------------------------------------------------------------------------------------------------ end
 
