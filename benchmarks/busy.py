@@ -95,7 +95,7 @@ async def run() -> dict[str, float]:
             stop.set()
             busy = await asking
     c, b = statistics.quantiles(calm, n=100), statistics.quantiles(busy, n=100)
-    image = build["artifact"]["size"] / 2**20  # type: ignore[index]
+    image = build["artifact"]["size_bytes"] / 2**20  # type: ignore[index]
     print(f"  calm              p50 {c[49]:6.2f} ms  p99 {c[98]:6.2f} ms  worst {max(calm):7.2f} ms")
     print(
         f"  building          p50 {b[49]:6.2f} ms  p99 {b[98]:6.2f} ms  worst {max(busy):7.2f} ms  (p99 wanted: {WANTED_MS:.0f})"
