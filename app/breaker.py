@@ -64,18 +64,25 @@ _PROBE = """
 
 
 async def look(session: Session, platform: str, regions: Sequence[str], operation: str) -> Seen:
-    """Return which of the regions are to be left alone now; a half-open one that is not among them is the caller's to probe.
+    """Return which of the regions, in the caller's order, are to be left alone now.
 
-    One query where nothing has failed. A claimed probe holds from the caller's commit on.
+    A half-open one that is not among them is the caller's to probe: at most one, and none behind a region that is closed. One
+    query where nothing has failed. The claim of a probe holds from the caller's commit on.
     """
-    rows = await sql.fetch(session, _LOOK, platform, operation, list(regions))
-    shut = {}
-    for row in rows:
-        if row["open_until"] is None or await _probe(session, platform, row["region"], operation):
-            continue
-        message = f"left alone after it failed repeatedly: {row['message']}"
-        shut[row["region"]] = Shut(message, max(1.0, row["seconds"]))
-    return Seen(shut, frozenset(r["region"] for r in rows))
+    rows = {row["region"]: row for row in await sql.fetch(session, _LOOK, platform, operation, list(regions))}
+    shut, may_go = {}, False
+    for region in regions:
+        row = rows.get(region)
+        if (
+            row is None
+            or row["open_until"] is None
+            or (not may_go and await _probe(session, platform, region, operation))
+        ):
+            may_go = True
+        else:
+            message = f"left alone after it failed repeatedly: {row['message']}"
+            shut[region] = Shut(message, max(1.0, row["seconds"]))
+    return Seen(shut, frozenset(rows))
 
 
 async def _probe(session: Session, platform: str, region: str, operation: str) -> bool:

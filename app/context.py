@@ -6,7 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Sessions
 from app.images.access import Images
-from app.platforms.base import Platform
+from app.platforms.base import Platform, Traits
 from app.platforms.catalog import Catalog
 from app.secrets import Keyring
 from app.settings import Settings
@@ -28,6 +28,16 @@ class Context:
     installation: str
     process: str
     """Random name of this process; leases are held under it."""
+
+    def promote_seconds(self, platform: str) -> float:
+        """Return how long a release may take to come up there: the operator's word, else what the platform needs."""
+        entry = self.catalog.entry(platform)
+        return self.settings.promote_timeout_seconds or (entry.traits if entry else Traits).promote_seconds
+
+    def wake_seconds(self, platform: str) -> float:
+        """Return how long a sleeping service may take to listen there: the operator's word, else what the platform needs."""
+        entry = self.catalog.entry(platform)
+        return self.settings.wake_timeout_seconds or (entry.traits if entry else Traits).wake_seconds
 
     def platform(self, name: str) -> Platform | None:
         """Return the platform if this process may call it."""

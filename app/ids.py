@@ -5,6 +5,7 @@ base32hex keeps the order of the bytes, so ids sort by the time they were made.
 
 import base64
 import re
+from datetime import UTC, datetime
 
 import uuid_utils
 
@@ -15,6 +16,12 @@ def new_id(prefix: str) -> str:
     """Return a fresh id such as ``bld_06f1q…``; ``prefix`` has three letters."""
     raw = base64.b32hexencode(uuid_utils.uuid7().bytes).decode("ascii")
     return f"{prefix}_{raw.rstrip('=').lower()}"
+
+
+def made_at(row_id: str) -> datetime:
+    """Return when an id was made: a UUIDv7 begins with the milliseconds of its time (RFC 9562, 5.7)."""
+    raw = base64.b32hexdecode(row_id.partition("_")[2].upper() + "======")
+    return datetime.fromtimestamp(int.from_bytes(raw[:6], "big") / 1000, UTC)
 
 
 def is_id(text: str, prefix: str) -> bool:

@@ -43,8 +43,8 @@ HANDLERS: dict[Job, tuple[Handler, float]] = {
     Job.CLEANUP: (cleanup.cleanup, 90),
     Job.PROMOTE: (promote.promote, 900),
     Job.RETIRE: (retire.retire, 90),
-    Job.WAKE: (sleep_wake.start, 120),
-    Job.SLEEP: (sleep_wake.stop, 120),
+    Job.WAKE: (sleep_wake.start, 300),
+    Job.SLEEP: (sleep_wake.stop, 300),
     Job.DELETE: (delete.delete, 120),
 }
 """Verb and time-out in seconds; each verb has shorter time-outs of its own for what it calls."""

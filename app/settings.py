@@ -242,9 +242,9 @@ class Settings(BaseSettings):
     sweep_grace_seconds: float = Field(120.0, ge=0)
     heartbeat_timeout_seconds: float = Field(60.0, gt=0)
     """A running builder that is silent for longer is looked at; gone on its platform means lost."""
-    promote_timeout_seconds: float = Field(60.0, gt=0)
-    """How long a release may take to come up and pass its health check."""
-    wake_timeout_seconds: float = Field(30.0, gt=0)
+    promote_timeout_seconds: float | None = Field(None, gt=0)
+    """How long a release may take to come up and pass its health check; unset: as long as its platform usually needs."""
+    wake_timeout_seconds: float | None = Field(None, gt=0, le=280)
     drain_seconds: float = Field(10.0, ge=0)
     """How long a superseded release may finish its requests before it is stopped."""
     sandbox: Literal["bubblewrap", "none"] = "bubblewrap"

@@ -115,6 +115,8 @@ def check_target(context: Context, request: BuildRequest) -> tuple[list[str], li
     entry = catalog.entries[builder]
     if entry.traits.remote:
         _reachable(context, "builder.platform", builder)
+    if problem := entry.problems.get("builders"):
+        raise invalid("builder.platform", f"{builder} can't be used: {problem}")
     if (longest := entry.traits.max_runtime_seconds) and request.builder.timeout_seconds > longest:
         _cannot(
             request.strict, warnings, "builder.timeout_seconds", f"{builder} builders run at most {longest} seconds"
@@ -151,6 +153,8 @@ def check_service(
     traits, scale = entry.traits, config.scale
     if traits.remote:
         _reachable(context, "platform", platform)
+    if problem := entry.problems.get("services"):
+        raise invalid("platform", f"{platform} can't be used: {problem}")
     if traits.pulls_itself:
         _pullable(context, platform, traits)
     if scale.min == 0:

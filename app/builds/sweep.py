@@ -1,18 +1,20 @@
 """What time and crashes leave behind of builds: lost jobs, silent builders, passed deadlines, machines nobody owns."""
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy import func, or_, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import db, outbox, queue, store
 from app.builds import slots, targets
 from app.context import Context
-from app.ids import parse_remote_name
+from app.ids import made_at, parse_remote_name
 from app.lifecycle import OPEN_RUN, BuildStatus, Reason, ServiceStatus, is_terminal
-from app.models import Build, Release, Run, Service
+from app.models import Build, Lease, Release, Run, Service
 from app.platforms.base import Found, Platform, PlatformError, ServiceRef
 
 log = structlog.get_logger()
@@ -154,11 +156,42 @@ def _nudge_run(context: Context, session: AsyncSession, run: Run, job: queue.Job
 async def sweep(context: Context) -> None:
     """Remove from each platform what no open row owns; see the rules in ``orphans``."""
     for platform in list(context.catalog.held.values()):
+        if not await _its_turn(context, platform):
+            continue
         try:
             await _sweep_builders(context, platform)
             await _sweep_services(context, platform)
         except (PlatformError, TimeoutError) as e:
             log.warning("sweep skipped a platform", platform=platform.name, error=str(e) or type(e).__name__)
+
+
+async def _its_turn(context: Context, platform: Platform) -> bool:
+    """Tell whether to list a platform now; where that costs an account's requests, one worker does it, and seldom."""
+    seconds = platform.traits.list_seconds
+    if not seconds:
+        return True
+    until = func.now() + timedelta(seconds=seconds)
+    turn = insert(Lease).values(name=f"sweep:{platform.name}", holder=context.process, expires_at=until)
+    turn = turn.on_conflict_do_update(
+        index_elements=["name"],
+        set_={"holder": context.process, "expires_at": until},
+        where=Lease.expires_at <= func.now(),
+    )
+    async with db.alone(context.sessions) as session:
+        return (await session.execute(turn.returning(Lease.name))).first() is not None
+
+
+def dated(found: Sequence[Found], ids: Mapping[str, str], given_up: Mapping[str, datetime | None]) -> list[Found]:
+    """Return a listing with a time for what the platform gave none: its row's id is older than it, and so may be the row's end.
+
+    A resource may come later than both, but not long: whoever makes one gives up by then.
+    """
+    return [
+        item
+        if item.created_at is not None or item.ref.name not in ids
+        else replace(item, created_at=given_up.get(item.ref.name) or made_at(ids[item.ref.name]))
+        for item in found
+    ]
 
 
 def orphans(
@@ -201,7 +234,8 @@ async def _sweep_builders(context: Context, platform: Platform) -> None:
     # A builder without a row can't be a live service, and it may cost money: the installation's name is in its name.
     old = [i for i in listing.items if i.ref.name in ids and i.ref.name not in owned | known.keys()]
     known |= {i.ref.name: "no row" for i in old}
-    doomed, spared = orphans(listing.items, owned, known, now, context.settings.sweep_grace_seconds)
+    items = dated(listing.items, ids, {r.name: r.finished_at for r in rows})
+    doomed, spared = orphans(items, owned, known, now, context.settings.sweep_grace_seconds)
     for item in doomed:
         log.warning("removing a builder without an owner", platform=platform.name, name=item.ref.name)
         await platform.builders.stop(item.ref)
@@ -222,7 +256,9 @@ async def _sweep_services(context: Context, platform: Platform) -> None:
     by_id = {row_id: name for name, row_id in (services | releases).items()}
     known = {by_id[i]: "a row says it is gone" for i in gone}
     owned = {by_id[i] for i in ({s.id for s in svc} | {r.id for r in rel}) - gone}
-    doomed, spared = orphans(listing.items, owned, known, now, context.settings.sweep_grace_seconds)
+    ended = {by_id[s.id]: s.status_at for s in svc} | {by_id[r.id]: r.retired_at for r in rel}
+    items = dated(listing.items, services | releases, ended)
+    doomed, spared = orphans(items, owned, known, now, context.settings.sweep_grace_seconds)
     parents = {by_id[r.id]: r.service_id for r in rel}
     for item in doomed:
         log.warning("removing a service without an owner", platform=platform.name, name=item.ref.name)

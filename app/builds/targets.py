@@ -44,6 +44,8 @@ def cannot(context: Context, name: str, build: Build) -> str | None:
         return "it is not configured"
     if entry.traits.remote and not (settings.public_url and settings.builder_image):
         return "it needs SLIPWAY_PUBLIC_URL and SLIPWAY_BUILDER_IMAGE"
+    if problem := entry.problems.get("builders"):
+        return problem
     longest = entry.traits.max_runtime_seconds
     if strict and longest is not None and wish["timeout_seconds"] > longest:
         return f"its builders run at most {longest} seconds"

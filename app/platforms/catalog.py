@@ -31,13 +31,17 @@ class Remote:
     missing: Callable[[Settings], tuple[str, ...]]
     allowance: Callable[[Settings], Allowance]
     opened: Opened
+    problems: Callable[[Settings], Mapping[str, str]] = lambda _settings: {}
+    """Why its ``builders`` or ``services`` can't be used under settings that are there, each with the setting's name."""
 
 
 #: The remote platforms: any process may call them.
 REMOTE: Mapping[str, Remote] = {
     "fly": Remote(fly.traits, fly.missing, fly.allowance_of, fly.opened),
     "koyeb": Remote(koyeb.traits, koyeb.missing, koyeb.allowance_of, koyeb.opened),
-    "northflank": Remote(northflank.traits, northflank.missing, northflank.allowance_of, northflank.opened),
+    "northflank": Remote(
+        northflank.traits, northflank.missing, northflank.allowance_of, northflank.opened, northflank.problems
+    ),
     "railway": Remote(railway.traits, railway.missing, railway.allowance_of, railway.opened),
 }
 
@@ -55,6 +59,8 @@ class Entry:
     """Whether a stand-in takes its place."""
     builders: bool = True
     services: bool = True
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """Why ``builders`` or ``services`` can't be used as things are set."""
 
 
 @dataclass(kw_only=True)
@@ -96,5 +102,6 @@ def entries(settings: Settings) -> dict[str, Entry]:
             configured=not lacks,
             missing=lacks,
             imitated=name in settings.imitate,
+            problems={} if lacks else remote.problems(settings),
         )
     return known

@@ -2,6 +2,7 @@
 
 1. ``release`` writes a release: an artifact, a config, a platform; *pending*. Every change of a service is one.
 2. ``promote`` claims the service, brings the release up beside the old one, gates it from outside and switches over: *live*.
+   ``deploy`` is its call of the platform, which waits while a circuit breaker is open.
 3. ``rollback`` makes releases out of old ones, of artifacts and of config changes.
 4. ``sleep_wake`` takes a running service to zero and back.
 5. ``retire`` removes what a superseded or failed release left on its platform; ``delete`` removes a whole service.

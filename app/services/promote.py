@@ -41,7 +41,7 @@ from app.platforms.base import (
     Unsupported,
 )
 from app.secrets import KeysError, Sealed
-from app.services import pull, retire
+from app.services import deploy, pull, retire
 from app.services.last_words import keep, last_words
 from app.services.probe import probe
 from app.services.release import next_pending, nudge, ref_of
@@ -73,6 +73,8 @@ class Claimed:
     artifact: Artifact
     seconds_left: float
     got: Launched | None = None
+    troubled: bool = True
+    """Whether the breaker knows of failures there."""
 
     @property
     def found(self) -> dict[str, Any]:
@@ -132,7 +134,13 @@ async def _claim(context: Context, session: Session, release_id: str) -> Claimed
         await _end(context, session, build, release, Reason.SUPERSEDED, None)
         return None
     busy = "exists (select from release where service_id = ? and status = 'deploying')"
-    seconds = context.settings.promote_timeout_seconds
+    seen = await deploy.look(context, session, release)
+    if seen.shut:
+        if not await deploy.wait(context, session, release, seen):
+            message = f"{release.platform} had no room in time: {deploy.why(seen)}"
+            await _end(context, session, build, release, Reason.NO_CAPACITY, message)
+        return None
+    seconds = context.promote_seconds(release.platform)
     moved = await store.move(
         session,
         release,
@@ -147,7 +155,7 @@ async def _claim(context: Context, session: Session, release_id: str) -> Claimed
     if release.artifact_id != artifact.id:
         (row,) = await sql.fetch(session, "select * from artifact where id = $1", release.artifact_id)
         artifact = sql.load(Artifact, row)
-    return Claimed(release, service, artifact, seconds)
+    return Claimed(release, service, artifact, seconds, troubled=bool(seen.troubled))
 
 
 _RELEASE = f"""
@@ -270,8 +278,10 @@ async def _bring_up(context: Context, claimed: Claimed, platform: Platform, serv
     spec = await _spec(context, claimed, platform, services)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + claimed.seconds_left
-    async with asyncio.timeout(max(claimed.seconds_left, 5) + CALL_SECONDS):
-        launched = await services.deploy(spec)
+    seconds, troubled = max(claimed.seconds_left, 5) + CALL_SECONDS, claimed.troubled
+    launched = await deploy.deploy(
+        context, claimed.release, platform, services, spec, seconds=seconds, troubled=troubled
+    )
     faults.at("promote.deployed")
     claimed.got = launched
     claimed.release.handle, claimed.release.region = launched.handle, launched.region
@@ -291,7 +301,7 @@ async def _bring_up(context: Context, claimed: Claimed, platform: Platform, serv
             if healthy:
                 return seen.address
         if loop.time() > deadline:
-            raise Gated(reason, _too_late(reason, spec, last, context.settings.promote_timeout_seconds))
+            raise Gated(reason, _too_late(reason, spec, last, context.promote_seconds(claimed.release.platform)))
         # Look often at first: a Go program is up in milliseconds, and a platform says how often it may be asked.
         await asyncio.sleep(max(pause, platform.traits.poll_seconds))
         pause = min(pause * 1.5, 1.0)

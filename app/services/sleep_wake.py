@@ -23,8 +23,8 @@ from app.sql import NOW, Expression, Session, after
 
 log = structlog.get_logger()
 
-STALE_SECONDS = 45
-"""A wake or sleep that has not ended by then was cut short; reconcile takes it up."""
+STALE_SECONDS = 15
+"""A wake or sleep that has not ended so long after its time-out was cut short; reconcile takes it up."""
 FAILED_PAUSE_SECONDS = 3.0
 """How long a service that failed to start is left alone: every request would only start it again."""
 
@@ -43,7 +43,7 @@ class WakeFailed(Exception):
 
 async def wake(context: Context, service_id: str) -> Address:
     """Return the address of the service's running instance, starting it if it sleeps. Raises WakeFailed."""
-    until, pause = time.monotonic() + context.settings.wake_timeout_seconds, 0.005
+    asked, pause = time.monotonic(), 0.005
     while True:
         service, release, status_age = await _look(context, service_id)
         if service.status == ServiceStatus.RUNNING and service.address and service.instance_id:
@@ -60,7 +60,7 @@ async def wake(context: Context, service_id: str) -> Address:
             if begun and (address := await _start(context, service, release)) is not None:
                 return address
             continue
-        if time.monotonic() > until:
+        if time.monotonic() > asked + context.wake_seconds(service.platform):
             raise WakeFailed(f"Service {service.name} is still {service.status}; try again.", retry_after=2)
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 0.05)
@@ -85,7 +85,12 @@ async def _look(context: Context, service_id: str) -> tuple[Service, Release | N
 
 async def _begin_wake(context: Context, service: Service) -> bool:
     async with transaction(context.pool) as session:
-        moved = await store.move(session, service, ServiceStatus.WAKING, next_check_at=after(STALE_SECONDS))
+        moved = await store.move(
+            session,
+            service,
+            ServiceStatus.WAKING,
+            next_check_at=after(context.wake_seconds(service.platform) + STALE_SECONDS),
+        )
         if moved and context.platform(service.platform) is None:
             _nudge(context, session, service, queue.Job.WAKE)
     faults.at("wake.claimed")
@@ -105,7 +110,7 @@ async def _start(context: Context, service: Service, release: Release | None) ->
         return None
     services = platform.services
     try:
-        async with asyncio.timeout(context.settings.wake_timeout_seconds):
+        async with asyncio.timeout(context.wake_seconds(service.platform)):
             address = await services.wake(ref_of(context, release))
     except StartFailed as e:
         await _not_up(context, service, release, e.reason, e.message)
@@ -163,7 +168,11 @@ async def sleep(context: Context, service_id: str, *, only_if: tuple[Expression,
         service = await _read(session, service_id)
         if service is None or service.status != ServiceStatus.RUNNING:
             return False
-        values: dict[str, Any] = {"next_check_at": after(STALE_SECONDS), "address": None, "instance_id": None}
+        values: dict[str, Any] = {
+            "next_check_at": after(context.wake_seconds(service.platform) + STALE_SECONDS),
+            "address": None,
+            "instance_id": None,
+        }
         if not await store.move(session, service, ServiceStatus.SLEEPING, where=only_if, **values):
             return False
         if context.platform(service.platform) is None:
@@ -180,7 +189,7 @@ async def stop(context: Context, service_id: str) -> None:
     if service.status != ServiceStatus.SLEEPING or release is None or platform is None or platform.services is None:
         return
     try:
-        async with asyncio.timeout(context.settings.wake_timeout_seconds):
+        async with asyncio.timeout(context.wake_seconds(service.platform)):
             await platform.services.sleep(ref_of(context, release))
     except (PlatformError, TimeoutError) as e:
         log.warning("sleep will be tried again", service_id=service_id, error=str(e) or type(e).__name__)

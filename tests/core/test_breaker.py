@@ -102,6 +102,20 @@ async def test_half_open_lets_one_try_and_a_success_closes_it(sessions: db.Sessi
     assert await state(sessions) == []
 
 
+async def test_one_region_is_probed_at_a_time_and_none_behind_a_closed_one(sessions: db.Sessions) -> None:
+    for region in ("iad", "ord"):
+        for _ in range(breaker.FAILURES):
+            await breaker.failed(sessions, "far", region, breaker.LAUNCH, "no room")
+    await later(sessions, breaker.OPEN_SECONDS)
+    async with sessions.begin() as session:
+        seen = await breaker.look(session, "far", ["lax", "iad", "ord"], breaker.LAUNCH)
+        assert set(seen.shut) == {"iad", "ord"}
+        seen = await breaker.look(session, "far", ["ord", "iad"], breaker.LAUNCH)
+        assert set(seen.shut) == {"iad"}
+        seen = await breaker.look(session, "far", ["ord", "iad"], breaker.LAUNCH)
+        assert set(seen.shut) == {"ord"}
+
+
 async def test_a_failed_probe_opens_it_for_longer(sessions: db.Sessions) -> None:
     await fail(sessions, breaker.FAILURES)
     for trip in range(1, 8):

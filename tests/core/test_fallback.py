@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from app import breaker
-from app.models import Build, Run
+from app.models import Build, Release, Run
 from app.platforms.base import NoCapacity, RateLimited, Transient, Unsupported
+from app.services import sleep_wake
 from tests.support.platform import NAME, TRAITS, Yard
 from tests.support.world import Json, World, world
 
@@ -97,6 +98,25 @@ async def test_the_operator_s_list_is_used_when_the_request_has_none(database_ur
 async def test_a_fallback_that_is_none_is_refused(far: World) -> None:
     answer = await far.http.post("/v1/builds", json=far.order() | {"builder": {"fallback": ["moon"]}})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "builder.fallback")
+
+
+async def test_what_can_t_be_used_as_it_is_set_is_refused_and_never_fallen_back_to(far: World, dock: Yard) -> None:
+    def problem(part: str) -> None:
+        entry = dataclasses.replace(dock.entry("dock"), problems={part: "it can't pull: set SLIPWAY_THIS"})
+        far.context.catalog.entries = {**far.context.catalog.entries, "dock": entry}
+
+    problem("builders")
+    answer = await far.http.post("/v1/builds", json=far.order() | {"builder": {"platform": "dock"}})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "builder.platform")
+    assert "SLIPWAY_THIS" in answer.text
+    far.yard.misbehave("launch", FULL, FULL)
+    build = await send(far, fallback=["dock"])
+    await far.jobs()
+    assert (await now(far, build)).tried[-1]["message"] == "skipped: it can't pull: set SLIPWAY_THIS"
+    problem("services")
+    answer = await far.http.post("/v1/builds", json=far.order("echo") | {"platform": "dock"})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "platform")
+    assert "SLIPWAY_THIS" in answer.text
 
 
 async def test_a_platform_that_can_t_build_it_is_skipped_with_the_reason(far: World, dock: Yard) -> None:
@@ -212,8 +232,8 @@ async def test_an_open_platform_is_passed_over_without_a_run(far: World, dock: Y
 
 
 async def test_it_is_waited_for_when_there_is_nothing_else_and_closes_when_it_works_again(far: World) -> None:
-    await opened(far, "north", "south")
-    build, other = await far.submit(), await far.submit()
+    await opened(far, "north")
+    build, other = [await send(far, regions=["north"]) for _ in range(2)]
     await far.jobs()
     assert [b.status for b in await far.rows(Build)] == ["queued", "queued"]
     assert await far.rows(Run) == []
@@ -228,7 +248,7 @@ async def test_it_is_waited_for_when_there_is_nothing_else_and_closes_when_it_wo
         gate.go.set()
     assert (await now(far, build)).status == "building"
     assert (await now(far, other)).status == "queued"
-    assert [r.region for r in await far.sql("select region from breaker")] == ["south"]
+    assert await far.sql("select 1 from breaker") == []
     await far.sql("update build set not_before = now()")
     await far.hurry()
     assert (await now(far, other)).status == "building"
@@ -263,3 +283,70 @@ async def test_what_runs_on_this_machine_has_no_breaker(here: World) -> None:
         await here.hurry()
     assert (await now(here, build)).status == "building"
     assert await here.sql("select 1 from breaker") == []
+
+
+# --------------------------------------------------------------------------------------------------- releases
+
+
+async def test_a_release_waits_while_its_platform_is_left_alone(far: World) -> None:
+    build = await far.built("echo")
+    for _ in range(breaker.FAILURES):
+        await breaker.failed(far.context.sessions, NAME, "north", breaker.DEPLOY, "no room")
+    await far.jobs()
+    release = await far.one(Release, build_id=build.id)
+    assert (release.status, far.yard.count("deploy")) == ("pending", 0)
+    assert "no room" in (release.message or "")
+    assert await far.sql("select 1 from release where next_check_at > now() + interval '20 s'")
+    await far.sql("update breaker set open_until = now()")
+    await far.hurry()
+    assert (await now(far, build)).status == "succeeded"
+    assert await far.sql("select 1 from breaker") == []
+
+
+async def test_a_release_does_not_wait_for_ever(far: World) -> None:
+    build = await far.built("echo")
+    for _ in range(breaker.FAILURES):
+        await breaker.failed(far.context.sessions, NAME, "north", breaker.DEPLOY, "no room")
+    await far.sql("update release set created_at = now() - interval '2 hours'")
+    await far.jobs()
+    build = await now(far, build)
+    assert (build.status, build.reason, far.yard.count("deploy")) == ("failed", "no_capacity", 0)
+
+
+async def test_deploys_that_fail_open_it_for_the_next_release(far: World) -> None:
+    far.yard.misbehave("deploy", *(Transient(NAME, "deploy", "no answer") for _ in range(breaker.FAILURES)))
+    build = await far.built("echo")
+    for _ in range(breaker.FAILURES):
+        await far.hurry()
+    rows = await far.sql("select region, operation, failures, open_until is not null as is_open from breaker")
+    assert [tuple(r) for r in rows] == [("north", "deploy", breaker.FAILURES, True)]
+    await far.hurry()
+    assert (await now(far, build)).status == "succeeded", "a release that was under way goes on"
+
+
+# --------------------------------------------------------------------------------------------------- time-outs
+
+
+async def test_time_outs_are_the_platform_s_unless_the_operator_says_otherwise(
+    database_url: str, tmp_path: Path
+) -> None:
+    traits = dataclasses.replace(TRAITS, promote_seconds=77.0, wake_seconds=0.2)
+    unset: Json = {"promote_timeout_seconds": None, "wake_timeout_seconds": None}
+    async with world(database_url, tmp_path / "home", traits=traits, **unset) as here:
+        gate = here.yard.gate("deploy")
+        await here.built("echo")
+        async with here.working():
+            await gate.reached()
+            (row,) = await here.sql("select extract(epoch from deadline_at - deploying_at) as left from release")
+            assert float(row.left) == pytest.approx(77, abs=0.1)
+            gate.go.set()
+        service = await here.service("echo")
+        await sleep_wake.sleep(here.context, service.id)
+        here.yard.gate("wake")
+        with pytest.raises(sleep_wake.WakeFailed, match="in time"):
+            await sleep_wake.wake(here.context, service.id)
+        settings = here.context.settings.model_copy(
+            update={"promote_timeout_seconds": 9.0, "wake_timeout_seconds": 8.0}
+        )
+        told = dataclasses.replace(here.context, settings=settings)
+        assert (told.promote_seconds(NAME), told.wake_seconds(NAME)) == (9.0, 8.0)

@@ -11,7 +11,7 @@ from app.ids import new_id, remote_name
 from app.models import Release, Run, Service
 from app.platforms.base import BuilderSpec, Found, Phase, PlatformError, Ref, Size, Transient
 from tests.support.databases import SharedServer
-from tests.support.platform import NAME
+from tests.support.platform import NAME, TRAITS
 from tests.support.world import World, world
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -179,3 +179,42 @@ async def test_rows_are_not_touched_by_a_sweep(here: World) -> None:
     for row in (*before, *after):
         row.pop("_sa_instance_state")
     assert before == after
+
+
+# --------------------------------------------------------------------------------------------------- listings that cost
+
+
+async def test_a_listing_that_costs_requests_is_one_worker_s_turn(here: World) -> None:
+    here.yard.traits = dataclasses.replace(TRAITS, list_seconds=300.0)
+    here.context.catalog.held[NAME] = here.yard.platform()
+    other = dataclasses.replace(here.context, process="another")
+    await here.sweep()
+    await sweep.sweep(other)
+    await here.sweep()
+    assert here.yard.count("list builders") == 1
+    await here.sql("update lease set expires_at = now() where name = 'sweep:yard'")
+    await sweep.sweep(other)
+    await here.sweep()
+    assert here.yard.count("list builders") == 2
+
+
+async def test_what_the_platform_does_not_date_has_its_grace_all_the_same(here: World) -> None:
+    _, _, release = await here.deployed("echo")
+    name = here.unit(release).spec.release
+    undated = Found(ref=Ref(name=name), created_at=None, phase=Phase.RUNNING)
+    retired = datetime.now(UTC) - timedelta(seconds=5)
+    (by_row,) = sweep.dated([undated], {name: release.id}, {name: retired})
+    assert by_row.created_at == retired
+    (by_id,) = sweep.dated([undated], {name: release.id}, {name: None})
+    assert by_id.created_at is not None
+    assert abs((by_id.created_at - release.created_at).total_seconds()) < 1
+    dated = Found(ref=Ref(name=name), created_at=OLD, phase=Phase.RUNNING)
+    assert sweep.dated([dated], {name: release.id}, {name: retired}) == [dated]
+
+    here.yard.dated = False
+    await here.sql("update release set status = 'superseded', retired_at = now()")
+    await sweep.sweep(here.context)
+    assert name in here.yard.units, "it went within the grace period"
+    await here.sql("update release set retired_at = now() - interval '1 day'")
+    await sweep.sweep(here.context)
+    assert name not in here.yard.units

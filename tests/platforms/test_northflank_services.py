@@ -8,9 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from app.imitations.northflank import PROJECT, NorthflankImitation
-from app.platforms import northflank
+from app.platforms import catalog, northflank
 from app.platforms.base import (
     Inspection,
     Misconfigured,
@@ -24,6 +25,7 @@ from app.platforms.base import (
     Transient,
 )
 from app.platforms.northflank import names
+from app.settings import NorthflankSettings, Settings
 from tests.gateway.support import Sleeper, connected, gateway
 from tests.images.support import Place, registry
 from tests.platforms import cloud
@@ -426,3 +428,29 @@ async def test_what_the_sweep_lists_can_be_retired_by_it(
     (found,) = (await services.list_ours(INSTALLATION)).items
     await services.retire(ServiceRef(service=spec.service, release=found.ref.name, handle=found.ref.handle))
     assert place.things == []
+
+
+# --------------------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"registry_public": "https://registry.example.com"}, set()),
+        ({"registry_public": "https://registry.example.com/prefix"}, set()),
+        ({"registry_public": "https://registry.example.com:5000"}, {"services"}),
+        ({"registry_public": "https://registry"}, {"services"}),
+        ({"public_url": "https://slipway.example.com:8443"}, {"services"}),
+        ({"builder_image": f"registry:5000/b@sha256:{'b' * 64}"}, {"builders"}),
+        ({"builder_image": f"ghcr.io/b@sha256:{'b' * 64}"}, set()),
+    ],
+)
+def test_a_registry_that_it_can_t_pull_from_is_known_before_anything_is_built(
+    given: dict[str, str], found: set[str]
+) -> None:
+    own = NorthflankSettings(token=SecretStr("t"), project="p")
+    entry = catalog.entries(Settings(northflank=own, **given))["northflank"]  # type: ignore[arg-type]
+    assert set(entry.problems) == found
+    assert all("SLIPWAY_" in problem for problem in entry.problems.values())
+    mended = Settings(northflank=own.model_copy(update={"registry": "images.example.com"}), **given)  # type: ignore[arg-type]
+    assert "services" not in catalog.entries(mended)["northflank"].problems

@@ -98,6 +98,8 @@ class Yard:
     """What its own health check says of every release; None: it has none."""
     age: timedelta = timedelta(0)
     """How much older things look in listings than they are."""
+    dated: bool = True
+    """Whether listings tell when things were made."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def misbehave(self, verb: str, *misdeeds: Misdeed) -> None:
@@ -123,6 +125,9 @@ class Yard:
             raise misdeed.error
         if isinstance(misdeed, Gate):
             await misdeed.passed()
+
+    def when(self, made: datetime) -> datetime | None:
+        return made - self.age if self.dated else None
 
     def handle(self) -> str:
         return f"h{next(self._numbers)}"
@@ -178,7 +183,7 @@ class YardBuilders:
     async def list_ours(self, installation: str) -> Listing:
         async with self.yard.doing("list builders", installation):
             found = [
-                Found(ref=Ref(name=n, handle=m.handle), created_at=m.created_at - self.yard.age, phase=m.phase)
+                Found(ref=Ref(name=n, handle=m.handle), created_at=self.yard.when(m.created_at), phase=m.phase)
                 for n, m in self.yard.machines.items()
                 if n.startswith(f"slp-{installation}-")
             ]
@@ -255,7 +260,7 @@ class YardServices:
     async def list_ours(self, installation: str) -> Listing:
         async with self.yard.doing("list services", installation):
             found = [
-                Found(ref=Ref(name=n, handle=u.handle), created_at=u.created_at - self.yard.age, phase=u.phase)
+                Found(ref=Ref(name=n, handle=u.handle), created_at=self.yard.when(u.created_at), phase=u.phase)
                 for n, u in self.yard.units.items()
                 if n.startswith(f"slp-{installation}-")
             ]

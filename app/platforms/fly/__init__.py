@@ -39,6 +39,10 @@ def traits(settings: Settings) -> Traits:
         regions=fly.regions if fly else (),
         default_regions=fly.regions if fly else (),
         poll_seconds=1.0,
+        # A digest just pushed may be unknown there for up to two minutes (fly.md §6).
+        promote_seconds=180.0,
+        wake_seconds=60.0,
+        list_seconds=30.0,
     )
 
 

@@ -36,6 +36,10 @@ def traits(settings: Settings) -> Traits:
         regions=koyeb.regions,
         default_regions=koyeb.regions,
         poll_seconds=koyeb.poll_seconds,
+        # A fresh service takes up to a minute, and what never passes its checks is given up only after a quarter of an hour.
+        promote_seconds=300.0,
+        wake_seconds=koyeb.start_seconds + 30,
+        list_seconds=60.0,
     )
 
 

@@ -12,13 +12,14 @@ from typing import Any
 from app.platforms.base import Platform, Traits
 from app.platforms.budget import Allowance, Budget
 from app.platforms.northflank import client as wire
+from app.platforms.northflank import names
 from app.platforms.northflank.builders import NorthflankBuilders
-from app.platforms.northflank.client import NAME, Client
+from app.platforms.northflank.client import LIST_SECONDS, NAME, Client
 from app.platforms.northflank.edge import Edge
-from app.platforms.northflank.services import NorthflankServices
+from app.platforms.northflank.services import START_SECONDS, NorthflankServices
 from app.settings import Settings
 
-__all__ = ["NorthflankPlatform", "allowance_of", "create", "missing", "opened", "traits"]
+__all__ = ["NorthflankPlatform", "allowance_of", "create", "missing", "opened", "problems", "traits"]
 
 _TRAITS = Traits(
     scale_to_zero="manual",
@@ -29,6 +30,11 @@ _TRAITS = Traits(
     remote=True,
     goarch=("amd64",),
     poll_seconds=5.0,
+    # A host name and its certificate may lag minutes behind the rollout; a resume is as slow as a start.
+    promote_seconds=300.0,
+    wake_seconds=START_SECONDS + 30,
+    # Longer than each process waits by itself, so that whoever's turn it is gets a listing.
+    list_seconds=LIST_SECONDS + 30,
 )
 _NONE: Mapping[str, Any] = {}
 
@@ -37,6 +43,17 @@ def traits(settings: Settings) -> Traits:
     """Return what holds of Northflank under these settings; its region is the project's, once and for all."""
     own = settings.northflank
     return dataclasses.replace(_TRAITS, max_builders=own.max_builders) if own else _TRAITS
+
+
+def problems(settings: Settings) -> dict[str, str]:
+    """Return why no builders, or no services, can run there under these settings: images are pulled by their rules alone."""
+    own, found = settings.northflank, {}
+    pulled = (own.registry if own else None) or settings.registry_public or settings.registry or settings.public_url
+    if pulled and not names.pullable(pulled):
+        found["services"] = f"it can't pull from {pulled}: set SLIPWAY_NORTHFLANK__REGISTRY to {names.PULLABLE}"
+    if settings.builder_image and not names.pullable(settings.builder_image):
+        found["builders"] = f"it can't pull SLIPWAY_BUILDER_IMAGE: keep it on {names.PULLABLE}"
+    return found
 
 
 def missing(settings: Settings) -> tuple[str, ...]:

@@ -27,6 +27,14 @@ PLANS = (
 )
 
 
+PULLABLE = "a host with a dot, on port 443"
+
+
+def pullable(address: str) -> bool:
+    """Tell whether it pulls images from this registry or reference, with or without a scheme."""
+    return _HOST.fullmatch(address.split("://", 1)[-1].partition("/")[0]) is not None
+
+
 def service_id(service: str, release: str) -> str:
     """Return the id of a release's service: ``slp-<installation>-<release>-<end of the service>``, 45 characters."""
     head, _, own = release.rpartition("-")

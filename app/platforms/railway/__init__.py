@@ -34,6 +34,8 @@ TRAITS = Traits(
     goarch=("amd64",),
     regions=("us-west2", "us-east4-eqdc4a", "europe-west4-drams3a", "asia-southeast1-eqsg3a"),
     poll_seconds=5.0,
+    promote_seconds=300.0,
+    wake_seconds=START_SECONDS + 30,
 )
 #: Requests per hour and the largest service, by plan.
 PLANS = {
@@ -48,8 +50,14 @@ def traits(settings: Settings) -> Traits:
         return TRAITS
     chosen = settings.railway
     default = (chosen.region,) if chosen.region else ()
+    requests, _ = PLANS[chosen.plan]
     return replace(
-        TRAITS, private_registry=chosen.plan == "pro", max_builders=chosen.max_builders, default_regions=default
+        TRAITS,
+        private_registry=chosen.plan == "pro",
+        max_builders=chosen.max_builders,
+        default_regions=default,
+        # Two listings each time: not more than a fiftieth of the account's requests.
+        list_seconds=2 * 50 * 3600 / requests,
     )
 
 
