@@ -13,7 +13,7 @@ from app.sql import Expression, Session
 def _region(context: Context, release: Release) -> str:
     """Return the region that it goes to first, as the breaker knows it."""
     entry = context.catalog.entry(release.platform)
-    asked = tuple(release.config.get("regions") or ())
+    asked: tuple[str, ...] = tuple(release.config.get("regions") or ())
     return (*asked, *(entry.traits.default_regions if entry else ()), "")[0]
 
 
