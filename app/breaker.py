@@ -9,6 +9,7 @@ or deletes something never asks here.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import structlog
 from sqlalchemy import case, delete, func, select
@@ -134,7 +135,7 @@ class State:
     platform: str
     region: str
     operation: str
-    state: str
+    state: Literal["closed", "open", "half_open"]
     failures: int
     seconds: float
     message: str
@@ -146,7 +147,9 @@ async def states(session: AsyncSession) -> list[State]:
     statement = select(Breaker, left).order_by(Breaker.platform, Breaker.region, Breaker.operation)
     found = []
     for row, seconds in (await session.execute(statement)).all():
-        state = "closed" if row.open_until is None else "open" if seconds > 0 else "half_open"
+        state: Literal["closed", "open", "half_open"] = "closed"
+        if row.open_until is not None:
+            state = "open" if seconds > 0 else "half_open"
         away = max(0.0, float(seconds or 0))
         found.append(State(row.platform, row.region, row.operation, state, row.failures, away, row.message))
     return found

@@ -1,7 +1,7 @@
 """What the API answers. Names are what a generated client calls its types."""
 
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -270,7 +270,55 @@ class TraitsOut(Answer):
     max_idle_seconds: int | None
     goarch: list[str]
     regions: list[str]
+    default_regions: list[str]
+    promote_seconds: float
+    wake_seconds: float
     url_is_stable: bool
+    remarks: list[str]
+
+
+class RequestLimit(Answer):
+    """What the platform allows an account: `requests` per `seconds`, `burst` at once; each object apart if `per_object`."""
+
+    requests: float
+    seconds: float
+    burst: float
+    per_object: bool
+
+
+class RequestBudget(Answer):
+    """What is left of an account's requests, over all of our processes; of the emptiest where objects are counted apart."""
+
+    account: str
+    limit: RequestLimit
+    left: float
+    closed_seconds: float = Field(description="For how long the platform wants to hear nothing.")
+
+
+class BreakerOut(Answer):
+    """A region that has failed of late, for one operation; `seconds` until it is tried again. Closed ones still count."""
+
+    region: str | None
+    operation: str
+    state: Literal["closed", "open", "half_open"]
+    failures: int
+    seconds: float
+    message: str
+
+
+class Capabilities(Answer):
+    """What it can do for a build and a service."""
+
+    ephemeral_builder: bool
+    api_triggered_builds: bool
+    deploy_from_image: bool
+    scale_to_zero: Literal["automatic", "manual", "none"] = Field(
+        description="`manual`: our gateway sleeps and wakes it."
+    )
+    idle_signal: Literal["requests", "outbound", "none"] = Field(description="What keeps a service awake.")
+    exit_codes: bool
+    private_registry: bool
+    own_registry: str | None
 
 
 class PlatformOut(Answer):
@@ -282,7 +330,12 @@ class PlatformOut(Answer):
     imitated: bool = Field(description="A stand-in on this machine takes its place: `slipway serve --imitate`.")
     builders: bool
     services: bool
+    problems: dict[str, str] = Field(description="Why `builders` or `services` can't be used as things are set.")
+    proof: str = Field(description="How it was shown to work: `native`, `imitated` or `live <date>`.")
+    capabilities: Capabilities
     traits: TraitsOut
+    budget: RequestBudget | None = Field(description="Null where nobody counts, or where it is not configured.")
+    breakers: list[BreakerOut]
 
 
 class ApiKeyOut(Answer):

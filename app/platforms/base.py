@@ -116,6 +116,8 @@ class Traits:
     list_seconds: float = 0.0
     """How often a sweep may list what is there: each time costs requests of the account."""
     url_is_stable: bool = True
+    remarks: tuple[str, ...] = ()
+    """What a person should know before choosing it."""
 
     @property
     def pulls_itself(self) -> bool:

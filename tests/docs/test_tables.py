@@ -5,7 +5,7 @@ import json
 import pytest
 from fastapi.routing import APIRoute
 
-from app import faults
+from app import capabilities, faults
 from app.api import runs
 from app.api.schemas import BuildDetail, Diagnostic, Failure, Problem
 from app.api.webhook_schemas import WebhookMessage
@@ -78,6 +78,13 @@ def test_platforms_are_the_code_s() -> None:
     table = pages.section(pages.read("README.md"), "Platforms")
     found = {pages.words(cells[0])[0] for cells in pages.rows(table)}
     assert found == set(catalog.entries(Settings(_env_file=None)))
+
+
+def test_what_platforms_can_do_is_made_from_the_code() -> None:
+    readme = pages.read("README.md")
+    assert capabilities.page(readme) == readme, "run python -m app.capabilities README.md"
+    stale = readme.replace("| yes |", "| no |", 1)
+    assert capabilities.page(stale) == readme
 
 
 def test_every_json_block_is_json() -> None:
