@@ -70,12 +70,13 @@ def _yes(value: object) -> str:
 def usual() -> Settings:
     """Return settings under which every platform is configured as its defaults say."""
     token = SecretStr("a token")
-    places = {"project": "a", "environment": "b", "builders_project": "c", "builders_environment": "d"}
     return Settings(
         fly=FlySettings(token=token),
         koyeb=KoyebSettings(enabled=True, token=token),
         northflank=NorthflankSettings(token=token, project="a"),
-        railway=RailwaySettings(token=token, **places),
+        railway=RailwaySettings(
+            token=token, project="a", environment="b", builders_project="c", builders_environment="d"
+        ),
     )
 
 

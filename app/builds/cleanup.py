@@ -55,12 +55,17 @@ async def check(context: Context, run_id: str) -> None:
     """Ask the platform about a run that is silent or past its deadline, and end it when its machine is no longer at work."""
     async with context.sessions() as session:
         run = await session.get(Run, run_id)
-        past = (await session.execute(select(moment(run.deadline_at) < func.now()))).scalar_one() if run else False
-    if run is None or is_terminal(run.status):
-        return
+        if run is None or is_terminal(run.status):
+            return
+        age = func.extract("epoch", func.now() - func.coalesce(moment(run.heartbeat_at), moment(run.launched_at)))
+        past, silent = (
+            await session.execute(select(moment(run.deadline_at) < func.now(), func.coalesce(age, 1e9)))
+        ).one()
     platform = context.platform(run.platform)
     if platform is None or platform.builders is None:
         return
+    if not past and silent < platform.traits.look_seconds:
+        return  # it has been heard since, and a look costs requests
     seen, tail = None, list[LogLine]()
     try:
         async with asyncio.timeout(CALL_SECONDS):

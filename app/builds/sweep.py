@@ -121,7 +121,9 @@ async def _silent_runs(context: Context, session: AsyncSession) -> int:
     )
     rows = (await session.execute(due)).scalars().all()
     for run in rows:
-        run.next_check_at = func.now() + seconds(AGAIN_SECONDS)
+        entry = context.catalog.entry(run.platform)
+        pause = max(AGAIN_SECONDS, entry.traits.look_seconds) if entry else AGAIN_SECONDS
+        run.next_check_at = func.now() + seconds(pause)
         _nudge_run(context, session, run, queue.Job.CHECK)
     return len(rows)
 

@@ -113,6 +113,8 @@ class Traits:
     """How long a release may take to come up and pass its health check, unless the operator says otherwise."""
     wake_seconds: float = 30.0
     """How long a sleeping service may take to listen, unless the operator says otherwise."""
+    look_seconds: float = 0.0
+    """How long a builder must have been silent before it is looked at, and between two looks: each costs requests."""
     list_seconds: float = 0.0
     """How often a sweep may list what is there: each time costs requests of the account."""
     url_is_stable: bool = True

@@ -83,13 +83,18 @@ async def _look(context: Context, service_id: str) -> tuple[Service, Release | N
     return sql.load(Service, row, "s_"), release, row["age"]
 
 
+def _stale(context: Context, service: Service) -> Expression:
+    """Return when a wake or sleep that begins now counts as cut short."""
+    return after(context.wake_seconds(service.platform) + STALE_SECONDS)
+
+
 async def _begin_wake(context: Context, service: Service) -> bool:
     async with transaction(context.pool) as session:
         moved = await store.move(
             session,
             service,
             ServiceStatus.WAKING,
-            next_check_at=after(context.wake_seconds(service.platform) + STALE_SECONDS),
+            next_check_at=_stale(context, service),
         )
         if moved and context.platform(service.platform) is None:
             _nudge(context, session, service, queue.Job.WAKE)
@@ -169,7 +174,7 @@ async def sleep(context: Context, service_id: str, *, only_if: tuple[Expression,
         if service is None or service.status != ServiceStatus.RUNNING:
             return False
         values: dict[str, Any] = {
-            "next_check_at": after(context.wake_seconds(service.platform) + STALE_SECONDS),
+            "next_check_at": _stale(context, service),
             "address": None,
             "instance_id": None,
         }

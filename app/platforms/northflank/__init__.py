@@ -13,7 +13,7 @@ from app.platforms.base import Platform, Traits
 from app.platforms.budget import Allowance, Budget
 from app.platforms.northflank import client as wire
 from app.platforms.northflank import names
-from app.platforms.northflank.builders import NorthflankBuilders
+from app.platforms.northflank.builders import POLL_SECONDS, NorthflankBuilders
 from app.platforms.northflank.client import LIST_SECONDS, NAME, Client
 from app.platforms.northflank.edge import Edge
 from app.platforms.northflank.services import START_SECONDS, NorthflankServices
@@ -33,6 +33,7 @@ _TRAITS = Traits(
     # A host name and its certificate may lag minutes behind the rollout; a resume is as slow as a start.
     promote_seconds=300.0,
     wake_seconds=START_SECONDS + 30,
+    look_seconds=POLL_SECONDS,
     # Longer than each process waits by itself, so that whoever's turn it is gets a listing.
     list_seconds=LIST_SECONDS + 30,
 )
