@@ -47,6 +47,7 @@ DATABASE_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceErro
 CONNECT_SECONDS = 10
 STATEMENT_SECONDS = 60
 ACQUIRE_SECONDS = 30
+_SERVER_SETTINGS = {"application_name": "slipway", "jit": "off", "timezone": "UTC"}
 
 
 def database_url(url: str) -> URL:
@@ -77,7 +78,7 @@ def create_engine(url: str, *, pool_size: int = 10) -> AsyncEngine:
         connect_args={
             "timeout": CONNECT_SECONDS,
             "command_timeout": STATEMENT_SECONDS,
-            "server_settings": {"application_name": "slipway", "jit": "off", "timezone": "UTC"},
+            "server_settings": _SERVER_SETTINGS,
         },
     )
 
@@ -102,7 +103,8 @@ async def open_pool(url: str, *, size: int = 10) -> AsyncIterator[Pool]:
         reset=keep,
         timeout=CONNECT_SECONDS,
         command_timeout=STATEMENT_SECONDS,
-        server_settings={"application_name": "slipway", "jit": "off", "timezone": "UTC"},
+        # Our statements find rows by their keys: one plan for all values is as good, and made once on each connection.
+        server_settings=_SERVER_SETTINGS | {"plan_cache_mode": "force_generic_plan"},
     )
     await pool
     try:

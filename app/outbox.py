@@ -1,8 +1,7 @@
 """What a transaction says to the world: its events and its jobs, gathered while it runs and written once, right before its
-commit, in one statement each. A rollback forgets them.
+commit, in one statement. A rollback forgets them.
 """
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -18,9 +17,9 @@ from app.sql import Session, Transaction, as_json
 _ABOUT = ("build_id", "run_id", "service_id", "release_id")
 _EVENTS = """
     insert into event (project_id, kind, data, build_id, run_id, service_id, release_id)
-    select * from unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::text[], $6::text[], $7::text[])
+    select * from unnest(${}::text[], ${}::text[], ${}::jsonb[], ${}::text[], ${}::text[], ${}::text[], ${}::text[])
 """
-_JOBS = QueryQueueBuilder(SETTINGS).build_enqueue_query("skip")
+_JOBS = QueryQueueBuilder(SETTINGS).build_enqueue_query("skip").strip().removeprefix("WITH")
 
 
 class OutboxSession(OrmSession):
@@ -38,6 +37,11 @@ def enqueue(session: Session, *nudges: Nudge) -> None:
     session.info.setdefault("nudges", []).extend(nudges)
 
 
+def write_along(session: Transaction, *update: Any) -> None:
+    """Make an update with the rest, in the one statement; its row is locked, so it can't miss. See ``sql.compose_update``."""
+    session.info.setdefault("updates", []).append(update)
+
+
 def mark(session: Session, point: str) -> None:
     """Name the fault point right after this transaction's commit, which its caller makes."""
     session.info.setdefault("points", []).append(point)
@@ -45,8 +49,8 @@ def mark(session: Session, point: str) -> None:
 
 async def write(transaction: Transaction) -> None:
     """Write what a transaction has to say; its last statement."""
-    for statement, values in _statements(transaction.info):
-        await sql.fetch(transaction, statement, *values)
+    if found := _statement(transaction.info):
+        await sql.fetch(transaction, found[0], *found[1])
 
 
 def committed(info: dict[Any, Any]) -> None:
@@ -57,8 +61,8 @@ def committed(info: dict[Any, Any]) -> None:
 
 @event.listens_for(OutboxSession, "before_commit")
 def _write(session: OrmSession) -> None:
-    for statement, values in _statements(session.info):
-        session.connection().exec_driver_sql(statement, values)
+    if found := _statement(session.info):
+        session.connection().exec_driver_sql(*found)
 
 
 @event.listens_for(OutboxSession, "after_commit")
@@ -73,11 +77,30 @@ def _forget(session: OrmSession, _transaction: object) -> None:
     session.info.pop("points", None)
 
 
-def _statements(info: dict[Any, Any]) -> Iterator[tuple[str, tuple[object, ...]]]:
-    if events := info.pop("events", None):
-        yield _EVENTS, tuple(map(list, zip(*events, strict=True)))
-    if nudges := info.pop("nudges", None):
-        yield _JOBS, _parameters(nudges)
+def _statement(info: dict[Any, Any]) -> tuple[str, tuple[object, ...]] | None:
+    """Return one statement for all that was gathered; None when there is nothing."""
+    updates, events, nudges = info.pop("updates", ()), info.pop("events", ()), info.pop("nudges", ())
+    if not (updates or events or nudges):
+        return None
+    values: list[object] = [*_parameters(nudges)] if nudges else []
+    parts: list[str] = []
+    for number, update in enumerate(updates):
+        text, more = sql.compose_update(*update, first=len(values) + 1)
+        parts.append(f"updated_{number} as ({text})")
+        values += more
+    if events:
+        text = _EVENTS.format(*range(len(values) + 1, len(values) + 8))
+        parts.append(f"told as ({text} where {_all_there(len(updates))})")
+        values += map(list, zip(*events, strict=True))
+    return f"with {', '.join([*parts, _JOBS] if nudges else parts)}{'' if nudges else ' select'}", tuple(values)
+
+
+def _all_there(updates: int) -> str:
+    """Return the condition under which events are told: PostgreSQL ends the transaction by an error unless each update hit."""
+    if not updates:
+        return "true"
+    hits = " + ".join(f"(select count(*) from updated_{number})" for number in range(updates))  # noqa: S608
+    return f"1 / (case when {hits} = {updates} then 1 else 0 end) = 1"
 
 
 def _parameters(nudges: list[Nudge]) -> tuple[object, ...]:

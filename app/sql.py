@@ -94,20 +94,36 @@ async def update(
 
     Returns its id, what the database worked out of ``values``, and what else was asked for.
     """
-    bound = _Bound(model)
+    computed = [n for n, v in values.items() if isinstance(v, Expression | ClauseElement)]
+    statement, bound = compose_update(model, where, conditions, values, returning=[*returning, *computed])
+    return await fetch_one(session, statement, *bound)
+
+
+def compose_update(
+    model: type[Base],
+    where: Mapping[str, Any],
+    conditions: Sequence[Expression | ColumnElement[bool]],
+    values: Mapping[str, Any],
+    *,
+    returning: Sequence[str] = (),
+    first: int = 1,
+) -> tuple[str, list[Any]]:
+    """Return the text of an update and its values, the first of which is ``$first``."""
+    bound = _Bound(model, first)
     sets = ", ".join([f"{name} = {bound.mark(name, value)}" for name, value in values.items()])
     meets = [f"{name} = {bound.mark(name, value)}" for name, value in where.items()]
     meets += [bound.expression(condition) for condition in conditions]
-    back = ", ".join(["id", *returning, *(n for n, v in values.items() if isinstance(v, Expression | ClauseElement))])
-    statement = f"update {model.__tablename__} set {sets} where {' and '.join(meets)} returning {back}"  # noqa: S608
-    return await fetch_one(session, statement, *bound.values)
+    back = ", ".join(["id", *returning])
+    text = f"update {model.__tablename__} set {sets} where {' and '.join(meets)} returning {back}"  # noqa: S608 - our own names
+    return text, bound.values
 
 
 class _Bound:
     """Gathers the values of a statement and gives each its mark, ``$1`` and so on."""
 
-    def __init__(self, model: type[Base]) -> None:
+    def __init__(self, model: type[Base], first: int = 1) -> None:
         self.values: list[Any] = []
+        self._before = first - 1
         self._json = _json_columns(model)
 
     def mark(self, column: str, value: Any) -> str:
@@ -116,7 +132,7 @@ class _Bound:
         if column in self._json and value is not None:
             value = as_json(value)
         self.values.append(value)
-        return f"${len(self.values)}"
+        return f"${self._before + len(self.values)}"
 
     def expression(self, value: Expression | ClauseElement) -> str:
         if isinstance(value, ClauseElement):  # for what is not busy: compiling costs more than running it
@@ -124,7 +140,7 @@ class _Bound:
         text = value.text
         for given in value.values:
             self.values.append(given)
-            text = text.replace("?", f"${len(self.values)}", 1)
+            text = text.replace("?", f"${self._before + len(self.values)}", 1)
         return text
 
 

@@ -4,12 +4,13 @@
 starts again from the row.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.sql import ColumnElement
 
-from app import sql
+from app import outbox, sql
 from app.lifecycle import (
     REASONS,
     BuildStatus,
@@ -23,7 +24,7 @@ from app.lifecycle import (
 )
 from app.models import Build, Release, Run, Service
 from app.outbox import add_event
-from app.sql import NOW, Expression, Session
+from app.sql import NOW, Expression, Session, Transaction
 
 Row = Build | Run | Release | Service
 
@@ -54,12 +55,16 @@ async def move(
     *,
     where: tuple[ColumnElement[bool] | Expression, ...] = (),
     event: dict[str, Any] | None = None,
+    locked: bool = False,
     **values: Any,
 ) -> bool:
     """Move ``row`` from the status it was read in to ``to``; return whether it was still there.
 
     ``values`` are set along with it, ``where`` are further conditions, ``event`` is the data of the event that is
     written. What was set is set on the object too. Raises ValueError on a move that TRANSITIONS doesn't have.
+
+    ``locked``: the row was read under a lock that this transaction holds, so the move can't lose. In plain SQL it is then
+    written with the outbox, in the same statement, and what the database works out does not come back to the object.
     """
     model, before = type(row), row.status
     if to not in may_follow(before):
@@ -71,7 +76,12 @@ async def move(
         values["updated_at"] = NOW
     if is_terminal(to) and not isinstance(row, Run | Release) and "next_check_at" not in values:
         values["next_check_at"] = None
-    fresh = await sql.update(session, model, {"id": row.id, "status": before}, *where, **values)
+    key = {"id": row.id, "status": before}
+    if locked and isinstance(session, Transaction):
+        outbox.write_along(session, model, key, where, values)
+        fresh: Mapping[str, Any] | None = {n: getattr(row, n) for n, v in values.items() if isinstance(v, Expression)}
+    else:
+        fresh = await sql.update(session, model, key, *where, **values)
     if fresh is None:
         return False
     for name, value in (values | dict(fresh)).items():

@@ -6,7 +6,7 @@ import sys
 
 import uvloop
 
-ALL = ("gateway", "embedded", "lifecycle")
+ALL = ("gateway", "embedded", "lifecycle", "latency")
 
 
 def main() -> None:

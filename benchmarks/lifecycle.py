@@ -24,16 +24,17 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from app import db
-from app.builds import complete, ending, report, submit
+from app.builds import complete, report, submit
+from app.builds.caller import Caller
 from app.embedded.binaries import installed
 from app.embedded.postgres import EmbeddedPostgres
 from app.main import ensure_key, open_context
 from app.models import Project
 from app.requests import BuildRequest
-from app.secrets import make_keys, parse_keys
+from app.secrets import Keyring, make_keys, parse_keys
 from app.settings import Settings
 from benchmarks import noop
-from benchmarks.wire import connected
+from benchmarks.wire import Wire, connected
 
 COUNT = int(os.environ.get("BENCH_LIFECYCLES", "400"))
 IN_FLIGHT = 24
@@ -184,11 +185,11 @@ async def run() -> dict[str, float]:
         async with EmbeddedPostgres(home / "pg") as server:
             assert server.url is not None
             url = server.url
-            async with _database(url, "ceiling") as ceiling_url:
+            async with database(url, "ceiling") as ceiling_url:
                 ceiling = await asyncio.to_thread(pgbench, ceiling_url)
-            async with _database(url, "http") as http_url:
+            async with database(url, "http") as http_url:
                 http = await _over_http(http_url, home / "a")
-            async with _database(url, "inprocess") as inner_url:
+            async with database(url, "inprocess") as inner_url:
                 inner = await _in_process(inner_url, home / "b")
     print(f"  lifecycles over HTTP        {http:8.0f} /s   (wanted: 60)")
     print(f"  lifecycles, API in process  {inner:8.0f} /s   (wanted: 200)")
@@ -198,24 +199,42 @@ async def run() -> dict[str, float]:
 
 
 @contextlib.asynccontextmanager
-async def _database(url: str, name: str) -> AsyncIterator[str]:
+async def database(url: str, name: str) -> AsyncIterator[str]:
     connection = await asyncpg.connect(url)
     await connection.execute(f'create database "{name}"')
     await connection.close()
     yield re.sub(r"/[a-z_]*\?", f"/{name}?", url)
 
 
-def _env(url: str, home: Path, port: int) -> dict[str, str]:
+def environment(url: str, home: Path, port: int) -> dict[str, str]:
     return {
         **os.environ, "DATABASE_URL": url, "SLIPWAY_HOME": str(home), "SLIPWAY_PORT": str(port), "SLIPWAY_API_KEY": "slp_bench",
         "SLIPWAY_SECRET_KEYS": make_keys(), "SLIPWAY_PROJECT_CONCURRENCY": "100000",
     }  # fmt: skip
 
 
+async def report_over_http(wire: Wire, keyring: Keyring, template: Template, row: asyncpg.Record) -> float:
+    """Do a builder's part: claim, push and the signed report; returns when that was sent, in Unix seconds."""
+    run_id, token = row["run_id"], keyring.run_token(row["run_id"], row["key_id"])
+    auth = {"Authorization": f"Bearer {token}"}
+    status, answer = await wire.post(f"/v1/runs/{run_id}/claim", b'{"instance": "i"}', auth)
+    assert status == 200, answer
+    repository = json.loads(answer)["image"]["repository"]
+    template.put(repository)
+    raw = json.dumps(template.completion(repository, row["source_digest"])).encode()
+    sent, message = time.time(), f"msg_{run_id}"
+    mac = hmac.digest(token.encode(), f"{message}.{int(sent)}.".encode() + raw, "sha256")
+    signature = "v1," + base64.b64encode(mac).decode()
+    signed = {"webhook-id": message, "webhook-timestamp": str(int(sent)), "webhook-signature": signature}
+    status, answer = await wire.post(f"/v1/runs/{run_id}/complete", raw, auth | signed)
+    assert status == 200, answer
+    return sent
+
+
 async def _over_http(url: str, home: Path) -> float:
     await db.migrate(url)
     port = 18999
-    env = _env(url, home, port)
+    env = environment(url, home, port)
     keyring_text = env["SLIPWAY_SECRET_KEYS"]
     keyring = parse_keys(keyring_text)
     template = Template(home / "registry")
@@ -229,21 +248,7 @@ async def _over_http(url: str, home: Path) -> float:
             return str(json.loads(answer)["id"])
 
         async def finish(row: asyncpg.Record) -> None:
-            run_id, token = row["run_id"], keyring.run_token(row["run_id"], row["key_id"])
-            auth = {"Authorization": f"Bearer {token}"}
-            status, answer = await wire.post(f"/v1/runs/{run_id}/claim", b'{"instance": "i"}', auth)
-            assert status == 200, answer
-            repository = json.loads(answer)["image"]["repository"]
-            template.put(repository)
-            raw = json.dumps(template.completion(repository, row["source_digest"])).encode()
-            stamp, message = str(int(time.time())), f"msg_{run_id}"
-            mac = hmac.digest(token.encode(), f"{message}.{stamp}.".encode() + raw, "sha256")
-            headers = auth | {
-                "webhook-id": message, "webhook-timestamp": stamp,
-                "webhook-signature": "v1," + base64.b64encode(mac).decode(),
-            }  # fmt: skip
-            status, answer = await wire.post(f"/v1/runs/{run_id}/complete", raw, headers)
-            assert status == 200, answer
+            await report_over_http(wire, keyring, template, row)
 
         await drive(connection, start, finish, 50)
         rate = await drive(connection, lambda n: start(n + 1000), finish, COUNT)
@@ -253,7 +258,7 @@ async def _over_http(url: str, home: Path) -> float:
 
 async def _in_process(url: str, home: Path) -> float:
     await db.migrate(url)
-    env = _env(url, home, 18998)
+    env = environment(url, home, 18998)
     template = Template(home / "registry")
     connection = await asyncpg.connect(url)
     settings = Settings(
@@ -276,12 +281,11 @@ async def _in_process(url: str, home: Path) -> float:
 
         async def finish(row: asyncpg.Record) -> None:
             async with db.transaction(context.pool) as session:
-                _, run = await ending.look(context.pool, row["run_id"])
-                orders = await report.claim(context, session, run, "i")
+                orders = await report.claim(context, session, Caller(row["run_id"], row["key_id"]), "i")
             repository = orders["image"]["repository"]
             template.put(repository)
             completion = complete.Completion.model_validate(template.completion(repository, row["source_digest"]))
-            await complete.complete(context, row["run_id"], "msg_1", completion)
+            await complete.complete(context, Caller(row["run_id"], row["key_id"]), "msg_1", completion)
 
         await drive(connection, start, finish, 50)
         rate = await drive(connection, lambda n: start(n + 1000), finish, COUNT)

@@ -1,6 +1,7 @@
 """A platform that does nothing, at once: what is left is Slipway's own cost. Services answer from one tiny HTTP server."""
 
 import asyncio
+import time
 
 from app.platforms.base import (
     Address,
@@ -32,6 +33,11 @@ TRAITS = Traits(
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
+def _now(name: str) -> str:
+    """Return a handle that tells when it was made, in Unix seconds."""
+    return f"{name}@{time.time():.6f}"
+
+
 class Builders:
     """Launches nothing."""
 
@@ -39,7 +45,7 @@ class Builders:
         return size
 
     async def launch(self, spec: BuilderSpec) -> Launched:
-        return Launched(handle=spec.name, region=None, effective=spec.size)
+        return Launched(handle=_now(spec.name), region=None, effective=spec.size)
 
     async def inspect(self, ref: Ref) -> Inspection:
         return Inspection(phase=Phase.RUNNING)
@@ -64,7 +70,7 @@ class Services:
         return size
 
     async def deploy(self, spec: ServiceSpec) -> Launched:
-        return Launched(handle=spec.release, region=None, effective=spec.size)
+        return Launched(handle=_now(spec.release), region=None, effective=spec.size)
 
     async def inspect(self, ref: ServiceRef) -> Inspection:
         return Inspection(phase=Phase.RUNNING, address=Address(url=self.url, instance_id=ref.release))

@@ -11,6 +11,7 @@ from app.api.deps import Ctx, Db, Token, read_body
 from app.api.problems import from_validation, responses
 from app.api.schemas import Answer
 from app.builds import complete, report
+from app.builds.caller import Caller, authenticate
 from app.db import transaction
 from app.models import Run
 
@@ -72,19 +73,23 @@ class CompletionAnswer(Answer):
     build_status: str | None
 
 
-async def get_run(run_id: str, token: Token, context: Ctx, session: Db) -> Run:
-    """Return the run that the token opens, before anything else of the request is looked at."""
-    return await report.authenticate(context, run_id, token, lambda owner: session.get(Run, owner))
+async def get_caller(run_id: str, token: Token, context: Ctx) -> Caller:
+    """Return who calls, before anything else of the request is looked at."""
+    return authenticate(context, run_id, token)
 
 
-async def get_run_apart(run_id: str, token: Token, context: Ctx) -> Run:
-    """Do the same and leave no transaction open: the route begins its own, or goes on to ask a registry."""
+Known = Annotated[Caller, Depends(get_caller)]
 
-    async def read(owner: str) -> Run | None:
-        row = await context.pool.fetchrow("select * from run where id = $1", owner)
-        return sql.load(Run, row) if row else None
 
-    return await report.authenticate(context, run_id, token, read)
+async def get_run(caller: Known, session: Db) -> Run:
+    """Return the run that the token opens."""
+    return caller.is_of(await session.get(Run, caller.run_id))
+
+
+async def get_run_apart(caller: Known, context: Ctx) -> Run:
+    """Do the same and leave no transaction open, for routes that go on to ask a registry."""
+    row = await context.pool.fetchrow("select * from run where id = $1", caller.run_id)
+    return caller.is_of(sql.load(Run, row) if row else None)
 
 
 Opened = Annotated[Run, Depends(get_run, scope="function")]
@@ -92,10 +97,10 @@ OpenedApart = Annotated[Run, Depends(get_run_apart)]
 
 
 @router.post("/claim")
-async def claim_run(run: OpenedApart, body: FromBuilder, context: Ctx) -> dict[str, Any]:
+async def claim_run(caller: Known, body: FromBuilder, context: Ctx) -> dict[str, Any]:
     """Take the run; the first instance wins and gets its orders."""
     async with transaction(context.pool) as session:
-        return await report.claim(context, session, run, body.instance)
+        return await report.claim(context, session, caller, body.instance)
 
 
 @router.get("/source", response_class=StreamingResponse)
@@ -130,7 +135,7 @@ async def grant_push(run: OpenedApart, body: FromBuilder, context: Ctx) -> PushG
 
 @router.post("/complete")
 async def complete_run(
-    run: OpenedApart,
+    caller: Known,
     request: Request,
     token: Token,
     context: Ctx,
@@ -142,7 +147,7 @@ async def complete_run(
     raw = await read_body(request, context.settings.max_completion_bytes, "a completion")
     complete.verify_signature(token, webhook_id, webhook_timestamp, webhook_signature, raw)
     completion = _parse(complete.Completion, raw)
-    return CompletionAnswer(**await complete.complete(context, run.id, webhook_id, completion))
+    return CompletionAnswer(**await complete.complete(context, caller, webhook_id, completion))
 
 
 def _parse(model: type[M], raw: bytes) -> M:

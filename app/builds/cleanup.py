@@ -99,9 +99,10 @@ async def end_overdue(context: Context) -> int:
 async def _lose(
     context: Context, session: AsyncSession, run: Run, seen: Inspection | None, tail: list[LogLine], *, past: bool
 ) -> None:
-    build, run = await lock(session, run.id)
-    if is_terminal(run.status):
+    pair = await lock(session, run.id)
+    if pair is None or is_terminal(pair[1].status):
         return
+    build, run = pair
     reason, message = _why(build, run, seen, past=past)
     exit_code = seen.exit_code if seen else None
     oom = bool(seen and seen.out_of_memory)

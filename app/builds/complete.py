@@ -12,7 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from app import faults, sql, store
 from app.builds import slots
-from app.builds.ending import ANOTHER_TRY, end_run, lock, look, requeue
+from app.builds.caller import Caller
+from app.builds.ending import ANOTHER_TRY, end_run, lock_all, look, requeue
 from app.context import Context
 from app.db import transaction
 from app.errors import conflict, invalid, unauthorized, unavailable
@@ -126,13 +127,15 @@ def verify_signature(token: str, message_id: str, timestamp: str, signature: str
         raise unauthorized("webhook-signature does not match.")
 
 
-async def complete(context: Context, run_id: str, message_id: str, completion: Completion) -> dict[str, Any]:
+async def complete(context: Context, caller: Caller, message_id: str, completion: Completion) -> dict[str, Any]:
     """End a run as its builder reports it; returns the recorded answer to a repeated report.
 
     On success the image is checked in the registry first, outside any transaction; the artifact, both moves, the release
     and the next job are then one transaction. Raises 503 while the registry does not answer: the builder tries again.
     """
-    build, run = await look(context.pool, run_id)
+    build, run = await look(context.pool, caller.run_id) or (None, None)
+    run = caller.is_of(run)
+    assert build is not None
     if (answer := _known_answer(run, message_id)) is not None:
         return answer
     if run.instance != completion.instance:
@@ -144,21 +147,25 @@ async def complete(context: Context, run_id: str, message_id: str, completion: C
             reason, message = Reason.PUSH_FAILED, problem
     faults.at("report.inspected")
     async with transaction(context.pool) as session:
-        row = build.service_id and await sql.fetch_one(
-            session, "select * from service where id = $1 for update", build.service_id
-        )
-        service = sql.load(Service, row) if row else None
-        build, run = await lock(session, run_id)
+        locked = await lock_all(session, run.id)
+        assert locked is not None  # a run with its machine at work is not removed
+        service, build, run = locked
         if (answer := _known_answer(run, message_id)) is not None:
             return answer
         if info is not None:
-            await _succeed(context, session, service, build, run, completion, info)
+            answer = _accepted(build, BuildStatus.PROMOTING if service else BuildStatus.SUCCEEDED)
+            kept = {"completion_id": message_id, "completion_answer": answer}
+            await _succeed(context, session, service, build, run, completion, info, kept)
         else:
             await _failed(context, session, build, run, completion, reason or Reason.INTERNAL_ERROR, message)
-        answer = {"accepted": True, "build_id": build.id, "build_status": str(build.status)}
-        await sql.update(session, Run, {"id": run.id}, completion_id=message_id, completion_answer=answer)
+            answer = _accepted(build, build.status)
+            await sql.update(session, Run, {"id": run.id}, completion_id=message_id, completion_answer=answer)
     faults.at("report.committed")
     return answer
+
+
+def _accepted(build: Build, status: BuildStatus) -> dict[str, Any]:
+    return {"accepted": True, "build_id": build.id, "build_status": str(status)}
 
 
 def _known_answer(run: Run, message_id: str) -> dict[str, Any] | None:
@@ -217,11 +224,12 @@ async def _succeed(
     run: Run,
     completion: Completion,
     info: ImageInfo,
+    kept: dict[str, Any],
 ) -> None:
     assert completion.source is not None
     await end_run(
         context, session, run, RunStatus.SUCCEEDED,
-        timings=completion.timings, isolation=completion.isolation, exit_code=completion.exit_code,
+        timings=completion.timings, isolation=completion.isolation, exit_code=completion.exit_code, locked=True, **kept,
     )  # fmt: skip
     artifact = await sql.insert(
         session,
@@ -244,13 +252,14 @@ async def _succeed(
         found = {"commit": completion.source.commit, "digest": completion.source.digest}
         values["source"] = build.source | found
     if service is None:
-        await store.move(session, build, BuildStatus.SUCCEEDED, **values)
+        await store.move(session, build, BuildStatus.SUCCEEDED, locked=True, **values)
     else:
         release_id = new_id("rel")
-        if await store.move(session, build, BuildStatus.PROMOTING, next_check_at=None, release_id=release_id, **values):
-            await create_release(
-                context, session, service, kind="build", artifact=artifact, build=build, release_id=release_id
-            )
+        values |= {"next_check_at": None, "release_id": release_id}
+        await store.move(session, build, BuildStatus.PROMOTING, locked=True, **values)
+        await create_release(
+            context, session, service, kind="build", artifact=artifact, build=build, release_id=release_id
+        )
     await slots.freed(context, session, run.platform)
 
 

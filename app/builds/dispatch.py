@@ -56,9 +56,23 @@ async def dispatch(context: Context, build_id: str) -> None:
     Also when this build is past waiting: several slots that were freed at once may all have nudged the same build.
     """
     async with transaction(context.pool) as session:
+        build = await slots.room(context, session, build_id)
+        launch = await _claim(context, session, build) if build else None
+    if build is None:
+        build, launch = await _in_turn(context, build_id)
+    if build is None or launch is None:
+        return
+    faults.at("dispatch.claimed")
+    async with claimed(context, launch.run):
+        await _launch(context, build, launch)
+
+
+async def _in_turn(context: Context, build_id: str) -> tuple[Build | None, Launch | None]:
+    """Claim the platform's next build, or what was cut short of this one; no launch when there is nothing to do."""
+    async with transaction(context.pool) as session:
         row = await sql.fetch_one(session, "select * from build where id = $1", build_id)
         if row is None:
-            return
+            return None, None
         build = sql.load(Build, row)
         launch = await _resume(context, session, build) if build.status == BuildStatus.DISPATCHING else None
         if launch is None:
@@ -66,17 +80,13 @@ async def dispatch(context: Context, build_id: str) -> None:
             if chosen is None:
                 if build.status == BuildStatus.QUEUED:
                     await slots.hold(session, build_id)
-                return
+                return None, None
             if build.status == BuildStatus.QUEUED and chosen.id != build.id:
                 # Another's turn: this one's nudge is used up, so it gets one more, by which it is launched or held.
                 host_bound = context.catalog.host_bound(build.builder_platform)
                 outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, once=False))
             build, launch = chosen, await _claim(context, session, chosen)
-    if launch is None:
-        return
-    faults.at("dispatch.claimed")
-    async with claimed(context, launch.run):
-        await _launch(context, build, launch)
+    return build, launch
 
 
 async def _claim(context: Context, session: Session, build: Build) -> Launch | None:
@@ -88,15 +98,15 @@ async def _claim(context: Context, session: Session, build: Build) -> Launch | N
     if not regions:
         await targets.pass_over(context, session, build, seen.shut)
         return None
-    moved = await store.move(
+    await store.move(
         session,
         build,
         BuildStatus.DISPATCHING,
+        locked=True,
         attempt=build.attempt + 1,
         not_before=None,
         next_check_at=after(CLAIM_SECONDS),
     )
-    assert moved
     run_id = new_id("run")
     run = await sql.insert(
         session,
@@ -246,9 +256,10 @@ async def _give_up(
 ) -> None:
     """End this run; queue the build again in ``retry_in`` seconds, or fail it when that is None or attempts are used up."""
     async with transaction(context.pool) as session:
-        current, ended = await lock(session, run.id)
-        if current.attempt != run.attempt:
+        pair = await lock(session, run.id)
+        if pair is None or pair[0].attempt != run.attempt:
             return
+        current, ended = pair
         await end_run(context, session, ended, RunStatus.FAILED, reason=reason, message=message)
         if current.status != BuildStatus.DISPATCHING:
             return

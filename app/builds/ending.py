@@ -7,7 +7,7 @@ from app import outbox, queue, sql, store
 from app.builds import targets
 from app.context import Context
 from app.lifecycle import BuildStatus, Reason, RunStatus, is_terminal
-from app.models import Build, Run
+from app.models import Build, Run, Service
 from app.sql import Pool, Session, after
 
 CLEANUP_CHECK_SECONDS = 60
@@ -32,30 +32,55 @@ _LOOK = f"""
 _LOCK = f"{_LOOK} for update of build, run"
 
 
-async def look(pool: Pool, run_id: str) -> tuple[Build, Run]:
-    """Return a run and its build as they are now."""
+async def look(pool: Pool, run_id: str) -> tuple[Build, Run] | None:
+    """Return a run and its build as they are now; None when they are gone."""
     pair = await pool.fetchrow(_LOOK, run_id)
-    return sql.load(Build, pair, "b_"), sql.load(Run, pair, "r_")
+    return (sql.load(Build, pair, "b_"), sql.load(Run, pair, "r_")) if pair else None
 
 
-async def lock(session: Session, run_id: str) -> tuple[Build, Run]:
-    """Return a run and its build, both locked and fresh.
+async def lock(session: Session, run_id: str) -> tuple[Build, Run] | None:
+    """Return a run and its build, both locked and fresh; None when they are gone.
 
     Everywhere rows are locked in the order service, build, run, release, so that nobody waits in a circle.
     """
-    (pair,) = await sql.fetch(session, _LOCK, run_id)
-    return sql.load(Build, pair, "b_"), sql.load(Run, pair, "r_")
+    pair = await sql.fetch_one(session, _LOCK, run_id)
+    return (sql.load(Build, pair, "b_"), sql.load(Run, pair, "r_")) if pair else None
+
+
+_LOCK_ALL = f"""
+    select {sql.columns(Service, "service", "s_")}, {sql.columns(Build, "build", "b_")}, {sql.columns(Run, "run", "r_")}
+    from run join build on build.id = run.build_id join service on service.id = build.service_id
+    where run.id = $1 for update of service, build, run
+"""  # noqa: S608 - our own names
+
+
+async def lock_all(session: Session, run_id: str) -> tuple[Service | None, Build, Run] | None:
+    """Do the same with the build's service, if it has one, first."""
+    row = await sql.fetch_one(session, _LOCK_ALL, run_id)
+    if row is None:
+        pair = await lock(session, run_id)
+        return (None, *pair) if pair else None
+    return sql.load(Service, row, "s_"), sql.load(Build, row, "b_"), sql.load(Run, row, "r_")
 
 
 async def end_run(
-    context: Context, session: Session, run: Run, to: RunStatus, *, message: str | None = None, **values: Any
+    context: Context,
+    session: Session,
+    run: Run,
+    to: RunStatus,
+    *,
+    message: str | None = None,
+    locked: bool = False,
+    **values: Any,
 ) -> bool:
     """Move a run to a terminal status and ask for its machine to be removed; False when it had ended already."""
     if is_terminal(run.status):
         return False
     check = after(CLEANUP_CHECK_SECONDS)
     event = {"reason": str(values["reason"])} if values.get("reason") else None
-    if not await store.move(session, run, to, message=message, next_check_at=check, event=event, **values):
+    if not await store.move(
+        session, run, to, message=message, next_check_at=check, event=event, locked=locked, **values
+    ):
         return False
     host_bound = context.catalog.host_bound(run.platform)
     outbox.enqueue(session, queue.Nudge(queue.Job.CLEANUP, run.id, host_bound=host_bound))

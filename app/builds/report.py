@@ -4,8 +4,7 @@ A run token opens one run and nothing else. The first instance that claims a run
 builder retries until it is told off. How a run ends is in ``complete``.
 """
 
-import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,11 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outbox, store
 from app.builds import sources
+from app.builds.caller import Caller
 from app.builds.ending import lock
 from app.context import Context
 from app.db import moment
-from app.errors import Refusal, conflict, forbidden, unauthorized, unavailable
-from app.ids import is_id
+from app.errors import Refusal, conflict, unavailable
 from app.images.access import PushGrant
 from app.images.errors import RegistryError
 from app.lifecycle import BuildStatus, RunStatus, is_terminal
@@ -32,26 +31,6 @@ log = structlog.get_logger()
 HEARTBEAT_SECONDS = 10.0
 LATE_LOG_SECONDS = 600
 GRANT_TTL = timedelta(minutes=10)
-
-
-# --------------------------------------------------------------------------------------------------- who is calling
-
-
-async def authenticate(context: Context, run_id: str, token: str, read: Callable[[str], Awaitable[Run | None]]) -> Run:
-    """Return the run that the token opens, as ``read`` finds it. 401: no good token; 403: a good token of another run."""
-    _, _, rest = token.partition("slr.")
-    owner, _, _ = rest.partition(".")
-    if not is_id(owner, "run"):
-        raise unauthorized("Send the run's token as `Authorization: Bearer slr.…`.")
-    run = await read(owner)
-    if run is None or run.key_id not in context.keyring.keys:
-        raise unauthorized("This run token is not valid.")
-    good = context.keyring.run_token(owner, run.key_id)
-    if not hmac.compare_digest(good.encode(), token.encode()):
-        raise unauthorized("This run token is not valid.")
-    if owner != run_id:
-        raise forbidden("This run token belongs to another run.", reason="foreign_run")
-    return run
 
 
 def over(run: Run) -> Refusal:
@@ -69,11 +48,11 @@ def _holds(run: Run, instance: str) -> None:
 # --------------------------------------------------------------------------------------------------- while it works
 
 
-async def claim(context: Context, session: Session, run: Run, instance: str) -> dict[str, Any]:
+async def claim(context: Context, session: Session, caller: Caller, instance: str) -> dict[str, Any]:
     """Give the run to the first instance that asks and return its orders; the same instance may ask again."""
-    if is_terminal(run.status):
-        raise over(run)
-    build, run = await lock(session, run.id)
+    build, run = await lock(session, caller.run_id) or (None, None)
+    run = caller.is_of(run)
+    assert build is not None
     if is_terminal(run.status):
         raise over(run)
     if run.instance is None:
@@ -84,7 +63,7 @@ async def claim(context: Context, session: Session, run: Run, instance: str) -> 
         await store.move(session, run, RunStatus.RUNNING, event={"instance": instance}, **values)
         outbox.mark(session, "claim.committed")
         if build.status == BuildStatus.DISPATCHING:
-            await store.move(session, build, BuildStatus.BUILDING, next_check_at=None)
+            await store.move(session, build, BuildStatus.BUILDING, next_check_at=None, locked=True)
     elif run.instance != instance:
         raise conflict("run_claimed", f"Run {run.id} is held by another instance; exit without doing anything.")
     return orders(context, build, run)

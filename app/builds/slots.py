@@ -1,8 +1,9 @@
 """Slots: how many builders may run at once on a platform and in a project, and who is next.
 
-One advisory lock per platform orders everybody who takes or frees a slot, so that limits hold over any number of workers. A
-freed slot goes to the project with the fewest running builds, then to the oldest build. A build that finds no slot is *held*:
-its ``next_check_at`` is NULL, so that a backlog makes no storm of checks; whoever frees a slot nudges one held build.
+One advisory lock per platform makes limits hold over any number of workers. While there is room for all that wait, their order
+is of no matter: each takes its own slot under a share of the lock (``room``). Otherwise one at a time holds the lock alone
+(``pick``): a slot goes to the project with the fewest running builds, then to the oldest build. A build that finds no slot is
+*held*: its ``next_check_at`` is NULL, so that a backlog makes no storm of checks; whoever frees a slot nudges one held build.
 """
 
 from app import outbox, queue, sql
@@ -31,6 +32,27 @@ _PICK = """
     limit 1
     for update of build skip locked
 """
+_SHARE = """
+    select builder_platform, pg_advisory_xact_lock_shared(hashtextextended('slots:' || builder_platform, 0))
+    from build where id = $1 and status = 'queued'
+"""
+_ROOM = """
+    select build.* from build
+    join project on project.id = build.project_id
+    where build.id = $1
+        and build.builder_platform = $2
+        and build.status = 'queued'
+        and (build.not_before is null or build.not_before <= now())
+        and (select count(*) from (
+            select from build where builder_platform = $2 and status in ('queued', 'dispatching', 'building') limit $4 + 1
+        ) as wanted) <= $4
+        and (select count(*) from (
+            select from build as other
+            where other.project_id = build.project_id and other.status in ('queued', 'dispatching', 'building')
+            limit coalesce(project.max_concurrent_builds, $3) + 1
+        ) as wanted) <= coalesce(project.max_concurrent_builds, $3)
+    for update of build skip locked
+"""
 _HOLD = """
     update build set next_check_at = null
     where id in (
@@ -49,6 +71,21 @@ _HELD = """
 async def lock(session: Session, platform: str) -> None:
     """Wait for the platform's slots; released at the end of the transaction."""
     await sql.fetch(session, "select pg_advisory_xact_lock(hashtextextended($1, 0))", f"slots:{platform}")
+
+
+async def room(context: Context, session: Session, build_id: str) -> Build | None:
+    """Return a queued build, locked, if there is a slot for it and for everything else that waits now; else None.
+
+    The caller moves it to dispatching in the same transaction, or ends that and goes on to ``pick``. Whoever takes a slot
+    at the same time was counted here as waiting, so all of them together stay within the limits.
+    """
+    row = await sql.fetch_one(session, _SHARE, build_id)
+    entry = context.catalog.entry(row["builder_platform"]) if row else None
+    if row is None or entry is None:
+        return None
+    limits = context.settings.project_concurrency, entry.traits.max_builders
+    found = await sql.fetch_one(session, _ROOM, build_id, row["builder_platform"], *limits)
+    return sql.load(Build, found) if found else None
 
 
 async def pick(context: Context, session: Session, platform: str) -> Build | None:
@@ -76,9 +113,9 @@ async def hold(session: Session, build_id: str) -> None:
 async def freed(context: Context, session: Session, platform: str) -> None:
     """Nudge one held build, in the transaction that moved another out of its slot.
 
-    Takes the lock first: a dispatch that still counted the old build as running has then marked its own as held.
+    Takes a share of the lock first: a dispatch that still counted the old build as running has then marked its own as held.
     """
-    await lock(session, platform)
+    await sql.fetch(session, "select pg_advisory_xact_lock_shared(hashtextextended($1, 0))", f"slots:{platform}")
     if held := await sql.fetch_one(session, _HELD, platform):
         host_bound = context.catalog.host_bound(platform)
         outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, held["id"], host_bound=host_bound, once=False))

@@ -16,13 +16,13 @@ PROBE_SECONDS = 5.0
 HEAD_BYTES = 64 * 1024
 
 
-async def probe(url: str, path: str, host: str) -> tuple[bool, str]:
+async def probe(url: str, path: str, host: str, *, seconds: float = PROBE_SECONDS) -> tuple[bool, str]:
     """Return whether ``path`` at an address answers with 2xx, and what was seen; ``host`` is the name it is known under."""
     # An instance's own address takes any name; behind a platform's edge only its own one leads to it.
     at, headers = request_for(url)
     named = own_name(url)
     try:
-        async with asyncio.timeout(PROBE_SECONDS):
+        async with asyncio.timeout(seconds):
             plain = None if named else _plain(at)
             status = await (
                 _ask(*plain, path, host) if plain else _get(at + path, headers if named else {"Host": host})
@@ -58,4 +58,4 @@ async def _ask(address: str, port: int, path: str, host: str) -> int:
             if event is h11.NEED_DATA:
                 wire.receive_data(await reader.read(HEAD_BYTES))
     finally:
-        writer.close()
+        writer.transport.abort()  # nothing more is to be sent or read

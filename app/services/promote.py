@@ -378,12 +378,15 @@ async def _switch(context: Context, session: Session, claimed: Claimed, address:
         await store.move(session, old, ReleaseStatus.SUPERSEDED, next_check_at=check)
         retire.nudge(context, session, old, delay=context.settings.drain_seconds)
     event = {"number": release.number}
-    await store.move(session, release, ReleaseStatus.LIVE, next_check_at=None, event=event, **claimed.found)
+    await store.move(
+        session, release, ReleaseStatus.LIVE, next_check_at=None, event=event, locked=True, **claimed.found
+    )
     fronted = context.catalog.entries[release.platform].traits.scale_to_zero == "manual"
     await store.move(
         session,
         service,
         ServiceStatus.RUNNING,
+        locked=True,
         live_release_id=release.id,
         platform=release.platform,
         url=context.settings.service_url(service.host) if fronted else release.url,
@@ -397,7 +400,7 @@ async def _switch(context: Context, session: Session, claimed: Claimed, address:
         event={"release_id": release.id, "instance_id": address.instance_id},
     )
     if build is not None and build.status == BuildStatus.PROMOTING:
-        await store.move(session, build, BuildStatus.SUCCEEDED)
+        await store.move(session, build, BuildStatus.SUCCEEDED, locked=True)
     await next_pending(context, session, service.id)
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 import structlog
-from sqlalchemy import distinct, func, select, text, update
+from sqlalchemy import func, select, text, update
 
 from app import leases
 from app.context import Context
@@ -103,7 +103,7 @@ class Courier:
         """Make due what a dead process of this host was at, or a courier before us in this one."""
         async with self._context.sessions.begin() as session:
             pending = WebhookDelivery.status == "pending"
-            senders = await session.execute(select(distinct(WebhookDelivery.sender)).where(pending))
+            senders = await session.execute(select(WebhookDelivery.sender).where(pending).distinct())
             dead = [s for s in senders.scalars() if s is not None and (s == self._me or leases.is_dead(s))]
             cut_short = update(WebhookDelivery).where(pending, WebhookDelivery.sender.in_(dead))
             await session.execute(cut_short.values(sender=None, next_attempt_at=func.now()))

@@ -234,7 +234,7 @@ async def test_an_open_platform_is_passed_over_without_a_run(far: World, dock: Y
 
 async def test_it_is_waited_for_when_there_is_nothing_else_and_closes_when_it_works_again(far: World) -> None:
     await opened(far, "north")
-    build, other = [await send(far, regions=["north"]) for _ in range(2)]
+    _, other = [await send(far, regions=["north"]) for _ in range(2)]
     await far.jobs()
     assert [b.status for b in await far.rows(Build)] == ["queued", "queued"]
     assert await far.rows(Run) == []
@@ -248,11 +248,12 @@ async def test_it_is_waited_for_when_there_is_nothing_else_and_closes_when_it_wo
         await dispatch.dispatch(far.context, other.id)
         assert far.yard.count("launch") == 1, "more than the probe was let through"
         gate.go.set()
-    assert (await now(far, build)).status == "building"
+    # There is room for both, so either may have been the one.
+    assert sorted(b.status for b in await far.rows(Build)) == ["building", "queued"]
     assert await far.sql("select 1 from breaker") == []
     await far.sql("update build set not_before = now()")
     await far.hurry()
-    assert (await now(far, other)).status == "building"
+    assert [b.status for b in await far.rows(Build)] == ["building", "building"]
 
 
 async def test_stopping_asks_no_breaker(far: World) -> None:

@@ -4,10 +4,12 @@ import asyncio
 import importlib
 import itertools
 
+import asyncpg
 import pytest
 from sqlalchemy import update
 
-from app import store
+from app import sql, store
+from app.db import transaction
 from app.lifecycle import (
     AT_REST,
     OWNERS,
@@ -142,6 +144,23 @@ async def test_move_sets_its_stamp_and_brings_the_row_up_to_date(here: World) ->
         assert (row.status, row.message) == ("canceled", "changed meanwhile")
         assert row.finished_at is not None
         assert row.next_check_at is None
+
+
+async def test_a_move_under_a_lock_that_nobody_holds_ends_its_transaction(here: World) -> None:
+    build = await here.submit()
+    before = len(await here.rows(Event))
+
+    async def moves_without_lock() -> None:
+        async with transaction(here.context.pool) as session:
+            row = await sql.fetch_one(session, "select * from build where id = $1", build.id)
+            assert row is not None
+            await here.sql("update build set status = 'dispatching'")
+            await store.move(session, sql.load(Build, row), BuildStatus.CANCELED, locked=True)
+
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await moves_without_lock()
+    assert len(await here.rows(Event)) == before
+    assert (await here.one(Build, id=build.id)).status == "dispatching"
 
 
 async def test_every_change_of_status_has_an_event(here: World) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 import dataclasses
 
-from app.builds import dispatch
+from app.builds import dispatch, slots
+from app.db import transaction
 from app.models import Build
 from tests.support.platform import TRAITS
 from tests.support.waiting import eventually
@@ -26,6 +27,31 @@ async def test_a_platform_s_limit_holds_against_many_dispatches_at_once(here: Wo
     assert sorted(await statuses(here)) == ["building"] * 3 + ["queued"] * 5
     held = [b for b in await here.rows(Build) if b.status == "queued"]
     assert [b.next_check_at for b in held] == [None] * 5
+
+
+async def test_a_slot_that_is_being_taken_counts(here: World) -> None:
+    """While there is room for all, slots are taken side by side; whoever looks for the last one waits for their commits."""
+    limit(here, 1)
+    first = await here.submit()
+    async with transaction(here.context.pool) as session:
+        build = await slots.room(here.context, session, first.id)
+        assert build is not None
+        await dispatch._claim(here.context, session, build)
+        second = await here.submit()
+        turn = asyncio.create_task(dispatch.dispatch(here.context, second.id))
+        await eventually(lambda: here.sql("select 1 from pg_locks where locktype = 'advisory' and not granted"))
+    await turn
+    assert sorted(await statuses(here)) == ["dispatching", "queued"]
+
+
+async def test_a_project_s_limit_counts_what_waits(here: World) -> None:
+    _, other = await here.project("other", limit=1)
+    async with other:
+        for _ in range(2):
+            assert (await other.post("/v1/builds", json=here.order())).status_code == 202
+    async with transaction(here.context.pool) as session:
+        rooms = [await slots.room(here.context, session, b.id) for b in await here.rows(Build)]
+    assert rooms == [None, None]
 
 
 async def test_a_freed_slot_is_filled_and_all_builds_come_through(here: World) -> None:
