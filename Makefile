@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.stamp
 CORES  := $(shell nproc 2>/dev/null || echo 2)
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help setup demo serve test test-full check format bench lock clean
+.PHONY: help setup demo serve test test-full coverage check format bench lock clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -32,6 +32,9 @@ test: setup      ## all tests but the volume ones
 
 test-full: setup ## all tests, volume included
 	@$(BIN)/python -m pytest -n $(CORES) --dist worksteal $(PYTEST_ARGS)
+
+coverage: setup  ## all tests but the volume ones, measured; fails under 90 %
+	@$(BIN)/python -m pytest -n $(CORES) --dist worksteal -m "not volume" --cov --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
 
 check: setup     ## lint, format, types, import contracts
 	@$(BIN)/ruff check .

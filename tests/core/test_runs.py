@@ -216,7 +216,8 @@ async def test_a_build_that_had_a_builder_may_wait_anew(here: World) -> None:
     await silence(here, run)
     await here.reconcile()
     await here.reconcile()
-    assert (await here.one(Build, id=build.id)).status == "queued"
+    # Its next try comes a second later: on a slow machine that has begun by now.
+    assert (await here.one(Build, id=build.id)).status in {"queued", "dispatching"}
 
 
 async def test_a_build_that_found_no_builder_in_time_expires(here: World) -> None:
