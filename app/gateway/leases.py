@@ -17,14 +17,10 @@ quarter (``period``), before the idle time is over. A process that dies takes it
 """
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from sqlalchemy import Executable, Row, text
-
-from app.db import Sessions, alone
 from app.platforms.base import Address
+from app.sql import Pool
 
 #: A lease that was not renewed for so long belongs to a process that died.
 LEASE_SECONDS = 10.0
@@ -32,49 +28,36 @@ LEASE_SECONDS = 10.0
 WRITE_SECONDS = 1.0
 _KEEP_DAYS = 1
 
-CLAIM = text(
-    """
+CLAIM = """
     with awake as (
         update service set last_request_at = clock_timestamp()
-        where id = :service and status = 'running' and address is not null and instance_id is not null
+        where id = $1 and status = 'running' and address is not null and instance_id is not null
         returning id, address, instance_id, live_release_id
     ), lease as (
         insert into gateway_lease (service_id, process, in_flight, last_seen_at)
-        select id, :process, :in_flight, clock_timestamp() from awake
+        select id, $2, $3, clock_timestamp() from awake
         on conflict (service_id, process)
         do update set in_flight = excluded.in_flight, last_seen_at = excluded.last_seen_at
     )
     select awake.address, awake.instance_id, (release.config #>> '{scale,idle_seconds}')::float as idle_seconds
     from awake left join release on release.id = awake.live_release_id
-    """
-)
+"""
 
-_WRITE = text(
-    """
+_WRITE = """
     insert into gateway_lease (service_id, process, in_flight, last_seen_at)
-    select service.id, :process, seen.in_flight, clock_timestamp() - make_interval(secs => seen.age)
-    from unnest(cast(:services as text[]), cast(:in_flight as bigint[]), cast(:ages as float[]))
-        as seen (service_id, in_flight, age)
+    select service.id, $1, seen.in_flight, clock_timestamp() - make_interval(secs => seen.age)
+    from unnest($2::text[], $3::bigint[], $4::float[]) as seen (service_id, in_flight, age)
     join service on service.id = seen.service_id
     on conflict (service_id, process) do update set
         in_flight = excluded.in_flight, last_seen_at = greatest(gateway_lease.last_seen_at, excluded.last_seen_at)
-    """
-)
+"""
 
-_FORGET = text("delete from gateway_lease where last_seen_at < now() - make_interval(days => :days)")
+_FORGET = "delete from gateway_lease where last_seen_at < now() - make_interval(days => $1)"
 
 
 def describe(error: BaseException) -> str:
     """Return what the database said, without the statement and its values."""
     return f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
-
-
-async def one_row(
-    sessions: Sessions, statement: Executable, values: Mapping[str, Any] | None = None
-) -> Row[Any] | None:
-    """Run one statement that is a transaction by itself, for its only row: begin and commit would triple its time."""
-    async with alone(sessions) as session:
-        return (await (await session.connection()).execute(statement, values)).one_or_none()
 
 
 @dataclass
@@ -103,7 +86,7 @@ class Use:
 class Leases:
     """The uses of all services by one process, known to the others as ``process``."""
 
-    sessions: Sessions
+    pool: Pool
     process: str
     uses: dict[str, Use] = field(default_factory=dict)
 
@@ -131,15 +114,14 @@ class Leases:
         use = self.use(service_id)
         sent_at = asyncio.get_running_loop().time()
         in_flight = use.in_flight
-        values = {"service": service_id, "process": self.process, "in_flight": in_flight}
-        row = await one_row(self.sessions, CLAIM, values)
+        row = await self.pool.fetchrow(CLAIM, service_id, self.process, in_flight)
         if row is None:
             use.right_until = 0.0
             return None
-        use.idle_seconds = row.idle_seconds or 1.0
+        use.idle_seconds = row["idle_seconds"] or 1.0
         use.right_until = sent_at + min(WRITE_SECONDS, use.idle_seconds / 2)
         use.written_at, use.written_in_flight = sent_at, in_flight
-        return Address(url=row.address, instance_id=row.instance_id)
+        return Address(url=row["address"], instance_id=row["instance_id"])
 
     async def write(self, *, all_of_them: bool = False) -> int:
         """Write what has changed or must be renewed; return how many leases that were. None is no statement."""
@@ -151,14 +133,8 @@ class Leases:
         }
         if due:
             rows = {service_id: use.in_flight for service_id, use in due.items()}
-            values = {
-                "process": self.process,
-                "services": list(rows),
-                "in_flight": list(rows.values()),
-                "ages": [0.0 if use.in_flight else now - use.last_traffic for use in due.values()],
-            }
-            async with self.sessions.begin() as session:
-                await session.execute(_WRITE, values)
+            ages = [0.0 if use.in_flight else now - use.last_traffic for use in due.values()]
+            await self.pool.execute(_WRITE, self.process, list(rows), list(rows.values()), ages)
             for service_id, use in due.items():
                 use.written_at, use.written_in_flight = now, rows[service_id]
         for service_id, use in list(self.uses.items()):
@@ -168,5 +144,4 @@ class Leases:
 
     async def forget_the_dead(self) -> None:
         """Remove leases of processes that have been gone for long."""
-        async with self.sessions.begin() as session:
-            await session.execute(_FORGET, {"days": _KEEP_DAYS})
+        await self.pool.execute(_FORGET, _KEEP_DAYS)

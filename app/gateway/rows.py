@@ -5,15 +5,11 @@ import logging
 import math
 from dataclasses import dataclass
 
-from sqlalchemy import select
-
 from app.context import Context
 from app.db import DATABASE_ERRORS
 from app.errors import Refusal, unavailable
-from app.gateway.leases import Leases, describe, one_row
+from app.gateway.leases import Leases, describe
 from app.gateway.routes import Route
-from app.lifecycle import ServiceStatus
-from app.models import Service
 from app.platforms.base import Address
 from app.services import sleep_wake
 
@@ -27,6 +23,9 @@ HOSTS = 4096
 #: A look at the database; past it the last known address is used, since nothing can be put to sleep without it either.
 LOOK_SECONDS = 3.0
 _TRIES = 3
+
+_BY_HOST = "select id, platform, url from service where host = $1 and deleted_at is null"
+_RUNNING = "select address, instance_id from service where id = $1 and status = 'running'"
 
 
 def fronted(context: Context) -> list[str]:
@@ -75,22 +74,19 @@ class RowRoutes:
         return known.route
 
     async def _find(self, label: str, before: _Known | None, now: float) -> _Known:
-        statement = select(Service.id, Service.platform, Service.url).where(
-            Service.host == label, Service.deleted_at.is_(None)
-        )
         try:
             async with asyncio.timeout(LOOK_SECONDS):
-                row = await one_row(self._context.sessions, statement)
+                row = await self._context.pool.fetchrow(_BY_HOST, label)
         except DATABASE_ERRORS as error:
             if before is None:
                 raise _no_database(error) from error
             return before
         if row is None:
             known = _Known(None, None, now + NO_HOST_SECONDS)
-        elif row.platform in self._platforms:
-            known = _Known(Route(row.id, label), None, now + HOST_SECONDS)
+        elif row["platform"] in self._platforms:
+            known = _Known(Route(row["id"], label), None, now + HOST_SECONDS)
         else:
-            known = _Known(None, row.url or "an address it does not have yet", now + HOST_SECONDS)
+            known = _Known(None, row["url"] or "an address it does not have yet", now + HOST_SECONDS)
         if len(self._hosts) >= HOSTS:
             del self._hosts[next(iter(self._hosts))]
         self._hosts.pop(label, None)
@@ -143,13 +139,10 @@ class RowRoutes:
         raise unavailable("The service does not stay awake.", reason="unavailable", retry_after=2)
 
     async def _read(self, service_id: str) -> Address | None:
-        statement = select(Service.address, Service.instance_id).where(
-            Service.id == service_id, Service.status == ServiceStatus.RUNNING
-        )
-        row = await one_row(self._context.sessions, statement)
-        if row is None or row.address is None or row.instance_id is None:
+        row = await self._context.pool.fetchrow(_RUNNING, service_id)
+        if row is None or row["address"] is None or row["instance_id"] is None:
             return None
-        return Address(url=row.address, instance_id=row.instance_id)
+        return Address(url=row["address"], instance_id=row["instance_id"])
 
     def _remember(self, service_id: str, address: Address, until: float) -> None:
         if len(self._seen) >= HOSTS:

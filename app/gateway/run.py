@@ -36,7 +36,7 @@ async def serve_gateway(
 
     Any number of gateways may run over one database, in one process or many. OSError when the port is taken.
     """
-    leases = Leases(context.sessions, new_id("gwy"))
+    leases = Leases(context.pool, new_id("gwy"))
     routes = RowRoutes(context, leases)
     async with serve(
         routes,

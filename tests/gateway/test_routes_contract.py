@@ -49,7 +49,7 @@ async def over_rows(database_url: str, home: Path) -> AsyncIterator[Case]:
         def break_it() -> None:
             machines.broken = True
 
-        routes = RowRoutes(context, Leases(context.sessions, "contract"))
+        routes = RowRoutes(context, Leases(context.pool, "contract"))
         yield Case(routes, lambda: machines.only.starts, break_it, lambda: machines.kill(machines.only))
         await routes.close()
 

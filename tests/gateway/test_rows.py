@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, text, update
 
+from app import sql
 from app.context import Context
-from app.db import create_engine, create_sessions
+from app.db import open_pool
 from app.errors import Refusal
 from app.gateway.idle import idle_pass
 from app.gateway.leases import CLAIM, LEASE_SECONDS, Leases
@@ -35,7 +36,7 @@ class World:
     machines: Machines
 
     def gateway(self) -> tuple[RowRoutes, Leases]:
-        leases = Leases(self.context.sessions, f"process-{id(object())}")
+        leases = Leases(self.context.pool, f"process-{id(object())}")
         return RowRoutes(self.context, leases), leases
 
     async def set(self, service: Service, **values: Any) -> None:
@@ -186,24 +187,22 @@ async def test_a_service_without_a_release_and_a_deleted_one(world: World) -> No
 
 async def test_without_a_database_known_services_are_still_served(world: World) -> None:
     await add_service(world.context, "echo", idle_seconds=60)
-    engine = create_engine(f"postgresql://nobody@127.0.0.1:{free_port()}/none")
-    leases = Leases(create_sessions(engine), "cut-off")
     routes, healthy = world.gateway()
     route = await found(routes)
     routes.entered(route)
     address = await routes.ready(route)
-    # The same routes, from now on with a database that does not answer.
-    routes._context = replace(world.context, sessions=create_sessions(engine))
-    routes._leases = leases
-    leases.uses, healthy.uses = healthy.uses, {}
-    leases.use(route.service_id).right_until = 0
-    assert await routes.ready(route) == address
-    strange, _ = world.gateway()
-    strange._context = routes._context
-    with pytest.raises(Refusal) as refused:
-        await strange.find("echo.localhost")
-    assert (refused.value.status, refused.value.reason) == (503, "database_unavailable")
-    await engine.dispose()
+    async with open_pool(f"postgresql://nobody@127.0.0.1:{free_port()}/none") as cut_off:
+        # The same routes, from now on with a database that does not answer.
+        routes._context = replace(world.context, pool=cut_off)
+        routes._leases = leases = Leases(cut_off, "cut-off")
+        leases.uses, healthy.uses = healthy.uses, {}
+        leases.use(route.service_id).right_until = 0
+        assert await routes.ready(route) == address
+        strange, _ = world.gateway()
+        strange._context = routes._context
+        with pytest.raises(Refusal) as refused:
+            await strange.find("echo.localhost")
+        assert (refused.value.status, refused.value.reason) == (503, "database_unavailable")
 
 
 # ------------------------------------------------------------------------------------------------- falling asleep
@@ -284,8 +283,7 @@ async def test_of_two_services_only_the_idle_one_sleeps(world: World) -> None:
 async def claim_under_way(world: World, service: Service) -> AsyncIterator[Any]:
     """A claim whose transaction has not ended yet."""
     async with world.context.sessions() as session:
-        values = {"service": service.id, "process": "another", "in_flight": 1}
-        assert (await session.execute(CLAIM, values)).one_or_none() is not None
+        assert await sql.fetch_one(session, CLAIM, service.id, "another", 1) is not None
         yield session
 
 
