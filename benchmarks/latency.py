@@ -43,8 +43,9 @@ async def run() -> dict[str, float]:
                 figures = await _bare(url, home)
             async with database(server.url, "latency") as url:
                 await db.migrate(url)
-                figures |= await _posts(url, home / "a")
-                figures |= await _idle(url, home / "a")
+                env = environment(url, home / "a", API_PORT)
+                figures |= await _posts(env)
+                figures |= await _idle(url, home / "a", env)
     figures["post_over_bare_p50"] = figures["post_p50_ms"] / figures["bare_p50_ms"]
     wanted = {"post_p50_ms": 15.0, "post_p99_ms": 60.0, "post_to_launch_p50_ms": 30.0, "report_to_deploy_p50_ms": 30.0}
     for name, value in figures.items():
@@ -60,8 +61,8 @@ async def _bare(url: str, home: Path) -> dict[str, float]:
         return _quantiles("bare", await steady(lambda number: _post(wire, "/builds", number, 202)))
 
 
-async def _posts(url: str, home: Path) -> dict[str, float]:
-    async with process("api", environment(url, home, API_PORT)), connected(API_PORT) as wire:
+async def _posts(env: dict[str, str]) -> dict[str, float]:
+    async with process("api", env), connected(API_PORT) as wire:
         return _quantiles("post", await steady(lambda number: _post(wire, "/v1/builds", number, 202)))
 
 
@@ -87,9 +88,8 @@ async def steady(send: Callable[[int], Awaitable[object]]) -> list[float]:
     return took
 
 
-async def _idle(url: str, home: Path) -> dict[str, float]:
+async def _idle(url: str, home: Path, env: dict[str, str]) -> dict[str, float]:
     """One build after the other; the platform that does nothing notes in its handles when it was called."""
-    env = environment(url, home, API_PORT)
     keyring, template = parse_keys(env["SLIPWAY_SECRET_KEYS"]), Template(home / "registry")
     launches: list[float] = []
     deploys: list[float] = []
