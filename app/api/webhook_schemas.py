@@ -93,7 +93,7 @@ class DeliveryOut(Answer):
 
     id: str
     webhook_id: str
-    event_id: int | None = Field(description="Null for a test.")
+    event_id: int | None = Field(description="The event's id from its hyphen on; null for a test.")
     kind: str
     status: DeliveryStatus
     attempts: int

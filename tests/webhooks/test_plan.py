@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from sqlalchemy import text
 
-from app.events import horizon
+from app.events import horizon, parse
 from app.webhooks.courier import Courier
 from app.webhooks.plan import plan, wants
 from tests.webhooks.conftest import Hooks
@@ -61,8 +61,8 @@ async def test_two_that_plan_at_once_plan_each_event_once(hooks: Hooks) -> None:
         assert len(set(ids)) == 100
         for n in range(5):
             mine = [r for r in hooks.receiver.got if r.path == path and r.message["data"]["build_id"] == f"bld_{n}"]
-            numbers = [r.message["data"]["id"] for r in mine]
-            assert numbers == sorted(numbers)
+            places = [parse(r.message["data"]["id"]) for r in mine]
+            assert places == sorted(places)
 
 
 async def test_nothing_is_asked_of_the_database_but_one_statement_while_nothing_happens(hooks: Hooks) -> None:
