@@ -24,6 +24,12 @@ def made_at(row_id: str) -> datetime:
     return datetime.fromtimestamp(int.from_bytes(raw[:6], "big") / 1000, UTC)
 
 
+def first_id(prefix: str, at: datetime) -> str:
+    """Return what no id made at this time or later sorts before (RFC 9562, section 5.7: milliseconds come first)."""
+    millis = min(max(int(at.timestamp() * 1000), 0), 2**48 - 1)
+    return f"{prefix}_{base64.b32hexencode(millis.to_bytes(6) + bytes(10)).decode().rstrip('=').lower()}"
+
+
 def is_id(text: str, prefix: str) -> bool:
     """Tell whether ``text`` has the form of an id with this prefix."""
     return text.startswith(f"{prefix}_") and _ID.fullmatch(text) is not None

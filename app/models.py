@@ -203,6 +203,9 @@ class Build(Base):
     """When reconcile looks again; NULL while a limit holds the build."""
     __table_args__ = (
         Index("ix_build_project_id_id", "project_id", "id"),
+        Index("ix_build_project_id_status_id", "project_id", "status", "id"),
+        Index("ix_build_platform", "project_id", text("coalesce(service_platform, builder_platform)"), "id"),
+        Index("ix_build_service_id_id", "service_id", "id"),
         Index("ix_build_open", "builder_platform", "status", "created_at", postgresql_where=_in(OPEN_BUILD)),
         Index("ix_build_next_check_at", "next_check_at", postgresql_where=_in(OPEN_BUILD)),
         Index("ix_build_service_id", "service_id", "sequence"),
@@ -211,6 +214,16 @@ class Build(Base):
         Index("ix_build_finished_at", "finished_at"),
         Index("ix_build_retry_of", "retry_of"),
     )
+
+
+class BuildLabel(Base):
+    """An index and no more: labels in the order of builds, which no index over JSON has. Triggers of ``build`` keep it."""
+
+    __tablename__ = "build_label"
+    project_id: Mapped[str] = mapped_column(String(32, collation="C"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(63, collation="C"), primary_key=True)
+    value: Mapped[str] = mapped_column(String(255, collation="C"), primary_key=True)
+    build_id: Mapped[str] = mapped_column(String(32, collation="C"), primary_key=True)
 
 
 class Run(Base):
@@ -335,6 +348,7 @@ class Service(Base):
     __table_args__ = (
         Index("uq_service_name", "project_id", "name", unique=True, postgresql_where=text("deleted_at is null")),
         Index("uq_service_host", "host", unique=True, postgresql_where=text("deleted_at is null")),
+        Index("ix_service_project_id_id", "project_id", "id", postgresql_where=text("deleted_at is null")),
         Index("ix_service_next_check_at", "next_check_at", postgresql_where=text("next_check_at is not null")),
         Index("ix_service_running", "status_at", postgresql_where=text("status = 'running'")),
     )

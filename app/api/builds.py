@@ -3,9 +3,8 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from sqlalchemy import select
 
-from app.api import waiting
+from app.api import lists, waiting
 from app.api.deps import (
     BuildsRead,
     BuildsWrite,
@@ -15,7 +14,6 @@ from app.api.deps import (
     KeyHolder,
     Limit,
     PlainDb,
-    decode_cursor,
     encode_cursor,
     need,
 )
@@ -28,7 +26,6 @@ from app.builds import submit
 from app.builds.cancel import cancel
 from app.db import alone
 from app.lifecycle import BuildStatus, is_terminal
-from app.models import Build, Service
 from app.requests import BuildRequest, Scope
 
 router = APIRouter(prefix="/v1/builds", tags=["builds"], route_class=OnceRoute)
@@ -60,33 +57,26 @@ async def create_build(
 async def list_builds(
     project: BuildsRead,
     session: Db,
+    request: Request,
+    response: Response,
     limit: Limit = 50,
     cursor: Cursor = None,
     status: Annotated[BuildStatus | None, Query()] = None,
+    platform: Annotated[str | None, Query(max_length=32)] = None,
     service: Annotated[str | None, Query(max_length=40)] = None,
     label: Annotated[list[str] | None, Query(description="`key=value`; all must match.", max_length=8)] = None,
+    since: lists.Since = None,
+    until: lists.Until = None,
 ) -> Page[BuildOut]:
     """List builds, newest first."""
-    statement = (
-        select(Build, Service.name)
-        .outerjoin(Service, Service.id == Build.service_id)
-        .where(Build.project_id == project.id)
-    )
-    if status is not None:
-        statement = statement.where(Build.status == status)
-    if service is not None:
-        statement = statement.where(Service.name == service)
-    for pair in label or ():
-        key, _, value = pair.replace("\x00", "").partition("=")
-        statement = statement.where(Build.labels.contains({key: value}))
-    if cursor is not None:
-        statement = statement.where(Build.id < decode_cursor(cursor, str)[0])
-    rows = (await session.execute(statement.order_by(Build.id.desc()).limit(limit + 1))).all()
-    more = len(rows) > limit
-    return Page(
-        items=[build_out(build, name) for build, name in rows[:limit]],
-        next_cursor=encode_cursor(rows[limit - 1][0].id) if more else None,
-    )
+    statement = await lists.builds(
+        session, project, status=status, platform=platform, service=service, labels=label or [],
+        since=since, until=until, cursor=cursor,
+    )  # fmt: skip
+    rows = (await session.execute(statement.limit(limit + 1))).all()
+    after = encode_cursor(rows[limit - 1][0].id) if len(rows) > limit else None
+    items = [build_out(build, name) for build, name in rows[:limit]]
+    return Page(items=items, next_cursor=lists.link_next(request, response, after))
 
 
 @router.get("/{build_id}", responses=responses(404))

@@ -30,11 +30,14 @@ async def list_services(
     limit: Limit = 50,
     cursor: Cursor = None,
     status: Annotated[ServiceStatus | None, Query()] = None,
+    platform: Annotated[str | None, Query(max_length=32)] = None,
 ) -> Page[ServiceOut]:
     """List services, newest first."""
     statement = select(Service).where(Service.project_id == project.id, Service.deleted_at.is_(None))
     if status is not None:
         statement = statement.where(Service.status == status)
+    if platform is not None:
+        statement = statement.where(Service.platform == platform)
     if cursor is not None:
         statement = statement.where(Service.id < decode_cursor(cursor, str)[0])
     rows = (await session.execute(statement.order_by(Service.id.desc()).limit(limit + 1))).scalars().all()
