@@ -1,7 +1,7 @@
 """What lists can be narrowed by. Each filter has an index that ends in the id, so any page of any list is one short walk."""
 
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Query, Request, Response
 from pydantic import AwareDatetime
@@ -18,7 +18,6 @@ SKEW = timedelta(minutes=10)
 
 Since = Annotated[AwareDatetime | None, Query(description="Made at this time or later.")]
 Until = Annotated[AwareDatetime | None, Query(description="Made before this time.")]
-PLATFORM = func.coalesce(Build.service_platform, Build.builder_platform)
 
 
 async def builds(
@@ -32,7 +31,7 @@ async def builds(
     since: datetime | None,
     until: datetime | None,
     cursor: str | None,
-) -> Select[Any]:
+) -> Select[Build, str]:
     """Return the statement for a project's builds, newest first, each with its service's name."""
     statement = select(Build, Service.name).outerjoin(Service, Service.id == Build.service_id)
     statement, order = statement.where(Build.project_id == project.id), Build.id
@@ -50,7 +49,7 @@ async def builds(
     if status is not None:
         statement = statement.where(Build.status == status)
     if platform is not None:
-        statement = statement.where(platform == PLATFORM)
+        statement = statement.where(func.coalesce(Build.service_platform, Build.builder_platform) == platform)
     if service is not None:
         named = select(Service.id).where(Service.project_id == project.id, Service.name == service)
         ids = list((await session.execute(named)).scalars())  # more than one where a name was used again
