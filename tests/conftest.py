@@ -73,19 +73,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand what this process could not check against a platform's contract to the run's first process."""
+    """Hand what came of the checks against the platforms' contracts to the run's first process, which fails for what is wrong."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["skipped_checks"] = dict(contracts.SKIPPED)
+        session.config.workeroutput["contracts"] = contracts.RECORD.as_words()
+    elif contracts.RECORD.wrong(contracts.folder()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take it from one of them."""
-    contracts.SKIPPED.update(getattr(node, "workeroutput", {}).get("skipped_checks", {}))
+    contracts.RECORD.add(getattr(node, "workeroutput", {}).get("contracts", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say so: a run without the official contracts proves less."""
-    for name, count in sorted(contracts.SKIPPED.items()):
-        if count:
-            terminalreporter.write_line(f"{name}: {count} exchanges were not checked against its official contract")
+    for line in contracts.RECORD.told():
+        terminalreporter.write_line(line)
+    for problem in contracts.RECORD.wrong(contracts.folder()):
+        terminalreporter.write_line(f"FAILED {problem}", red=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from app.imitations import closing
 from app.imitations.contracts import Amendments, Exchange, OpenApi, Unchecked, load
+from tests.support.contracts import Record
 
 pytestmark = pytest.mark.skipif(not closing.AVAILABLE, reason="the extra `imitations` is not installed")
 
@@ -149,3 +151,16 @@ def test_without_a_contract_all_is_counted(tmp_path: Path) -> None:
         assert isinstance(contract, Unchecked)
         contract.check(exchange(query="nonsense=1"))
         assert (contract.skipped, contract.checked, contract.violations) == (1, 0, [])
+
+
+def test_what_is_wrong_over_the_whole_run_fails_it(tmp_path: Path) -> None:
+    run, worker = Record(), Record(Counter(fly=3), Counter(koyeb=2), Counter(fly=0, railway=0))
+    run.add(worker.as_words())
+    assert run.wrong(None) == []
+    assert run.told() == [
+        "fly: 3 exchanges checked against its official contract",
+        "koyeb: 2 exchanges were not checked against its official contract",
+    ]
+    assert run.wrong(tmp_path) == [f"koyeb: 2 exchanges not checked, though {tmp_path} is there"]
+    run.add({"violations": {"railway": 1}})
+    assert run.wrong(None) == ["railway: 1 violations of its official contract"]
