@@ -6,7 +6,7 @@ import sys
 
 import uvloop
 
-ALL = ("gateway", "embedded", "lifecycle", "latency")
+ALL = ("gateway", "embedded", "lifecycle", "latency", "requests")
 
 
 def main() -> None:

@@ -32,14 +32,15 @@ def demo(platform: str = "local", *, keep: bool = False, folder: Path | None = N
     with home() as place:
         place.mkdir(parents=True, exist_ok=True)
         log = place / "demo.log"
+        imitate = () if platform == "local" else (platform,)
         try:
             with (
                 console.status("starting PostgreSQL, API, gateway and worker"),
-                running(log, place, platform) as server,
+                running(log, place, imitate) as server,
             ):
                 console.print(f"[bold]slipway serve[/] is up at {server.url}, its state in {place}")
-                if server.stand_in:
-                    console.print(f"{platform} is imitated at {server.stand_in}")
+                for name, stand_in in server.stand_ins.items():
+                    console.print(f"{name} is imitated at {stand_in}")
                 with Client(server) as client:
                     show = Show(console, server, client, platform)
                     show.all(folder or examples())

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +54,9 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
     url: str
-    gateway_port: int
     api_key: str
-    stand_in: str | None = None
-    """Where the imitated platform is."""
+    stand_ins: Mapping[str, str]
+    """Where the imitated platforms are, by name."""
 
     def instance(self, answer: Mapping[str, object]) -> list[psutil.Process]:
         """Return the processes of the instance that gave ``answer``: those below the server that carry its names."""
@@ -82,54 +81,44 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def environment(
-    home: Path, api_key: str, outside: Mapping[str, str], platform: str = "local", **more: str
-) -> dict[str, str]:
+def environment(home: Path, api_key: str, outside: Mapping[str, str], imitate: Sequence[str] = ()) -> dict[str, str]:
     """Return the child's environment: nothing of the caller's set-up but what is in ``KEPT``, ports of its own choice."""
     own = {k: v for k, v in outside.items() if not k.startswith("SLIPWAY_") and k not in {"DATABASE_URL", "PORT"}}
     own |= {k: v for k, v in outside.items() if k.startswith(KEPT)}
-    if platform != "local":
-        own |= {"SLIPWAY_IMITATE": platform, "SLIPWAY_IMITATE_SPEED": str(SPEED)}
-    return (
-        own
-        | more
-        | {
-            "SLIPWAY_HOME": str(home),
-            "SLIPWAY_API_KEY": api_key,
-            "SLIPWAY_PORT": "0",
-            "SLIPWAY_GATEWAY_PORT": "0",
-            "SLIPWAY_DRAIN_SECONDS": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
-    )
+    if imitate:
+        own |= {"SLIPWAY_IMITATE": ",".join(imitate), "SLIPWAY_IMITATE_SPEED": str(SPEED)}
+    return own | {
+        "SLIPWAY_HOME": str(home),
+        "SLIPWAY_API_KEY": api_key,
+        "SLIPWAY_PORT": "0",
+        "SLIPWAY_GATEWAY_PORT": "0",
+        "SLIPWAY_DRAIN_SECONDS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 @contextlib.contextmanager
 def running(
-    log: Path, home: Path, platform: str = "local", *, env: Mapping[str, str] | None = None, **more: str
+    log: Path, home: Path, imitate: Sequence[str] = (), *, env: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
     """Run ``slipway serve`` for the length of the block; NotSeen when it does not come up or does not end cleanly.
 
-    A ``platform`` that is not local is imitated; ``more`` are variables of its environment. ``env``, where given, is its whole
-    environment but for the key.
+    ``imitate`` are the platforms that it runs stand-ins of. ``env``, where given, is its whole environment but for the key.
     """
     api_key = os.environ.get("SLIPWAY_API_KEY") or f"slp_{secrets.token_urlsafe(32)}"
     with log.open("wb") as out:
         # -P: a folder named `app` where the user happens to stand is not ours.
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _SERVE, str(os.getpid()), "serve"],
-            env={**env, "SLIPWAY_API_KEY": api_key}
-            if env
-            else environment(home, api_key, os.environ, platform, **more),
+            env={**env, "SLIPWAY_API_KEY": api_key} if env else environment(home, api_key, os.environ, imitate),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is ours to pass on, once
         )
     try:
-        found = _addresses(process, log, {"API", "services"} | ({platform} if platform != "local" else set()))
-        gateway_port = int(found["services"].rpartition(":")[2])
-        yield Server(process, log, found["API"], gateway_port, api_key, found.get(platform))
+        found = _addresses(process, log, {"API", "services", *imitate})
+        yield Server(process, log, found["API"], api_key, {name: found[name] for name in imitate})
     except BaseException:
         with contextlib.suppress(NotSeen):
             stop(process)

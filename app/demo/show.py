@@ -141,7 +141,7 @@ class Show:
         self._console.print(f"\n[bold]Delete[/] {', '.join(self._names)}")
         for name in self._names:
             self._client.call("DELETE", f"/v1/services/{name}")
-        if (stand_in := self._server.stand_in) is None:
+        if (stand_in := self._server.stand_ins.get(self._platform)) is None:
             return
         until(f"nothing of ours on {self._platform}", STEP_SECONDS, lambda: self._clean(stand_in))
         seen = self._client.look(stand_in)

@@ -30,6 +30,10 @@ func check(err error) {
 }
 
 func main() {
+	if get("MODE") == "crash" {
+		println("boom")
+		syscall.Exit(3)
+	}
 	port := 0
 	for _, digit := range get("PORT") {
 		port = port*10 + int(digit-'0')

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from sqlalchemy import text
 
 from app import jobs, keys
 from app.context import Context
@@ -34,6 +35,7 @@ from tests.support.world import test_settings
 CLOUDS = ("fly", "koyeb", "northflank", "railway")
 BUILD_SECONDS = 60.0
 POLL_SECONDS = 0.05
+TIMEOUT_SECONDS = 3.0
 ENDED = {"succeeded", "failed", "canceled"}
 
 Json = dict[str, Any]
@@ -64,12 +66,12 @@ class Plane:
     async def ended(self, build: str, status: str = "succeeded", seconds: float = BUILD_SECONDS) -> Json:
         """Wait for the end of a build, which must be this one; returns the build."""
 
-        async def over() -> Json | None:
+        async def over() -> Json:
             seen = await self.call("GET", f"/v1/builds/{build}")
-            return seen if seen["status"] in ENDED else None
+            assert seen["status"] in ENDED, (seen["status"], seen["message"], seen["runs"])
+            return seen
 
         seen = await eventually(over, seconds, every=POLL_SECONDS)
-        assert seen is not None
         assert seen["status"] == status, (seen["status"], seen["reason"], seen["message"], await self.log(build))
         return seen
 
@@ -113,6 +115,15 @@ class Plane:
     async def releases(self, name: str) -> list[Json]:
         return list((await self.call("GET", f"/v1/services/{name}/releases"))["items"])
 
+    async def idle(self) -> None:
+        """Wait until no job is left, due or not."""
+
+        async def none_left() -> bool:
+            async with self.context.sessions() as session:
+                return not (await session.execute(text("select count(*) from pgqueuer.pgqueuer"))).scalar_one()
+
+        await eventually(none_left, BUILD_SECONDS, every=POLL_SECONDS)
+
     async def deleted(self, *names: str) -> None:
         """Delete services, and wait until they are gone from wherever they were."""
         for name in names:
@@ -155,18 +166,21 @@ async def quick(name: str, settings: Settings) -> AsyncIterator[Platform]:
         return
     made: fly.FlyPlatform | northflank.NorthflankPlatform | railway.RailwayPlatform
     if name == "fly":
-        made = fly.create(settings, allowance=Unlimited(), settle_seconds=0.1, look_seconds=0.05, timeout=2.0)
+        made = fly.create(
+            settings, allowance=Unlimited(), settle_seconds=0.1, look_seconds=0.05, timeout=TIMEOUT_SECONDS
+        )
     elif name == "northflank":
         services = {"look_seconds": 0.1, "settle_seconds": 5.0, "list_seconds": 0.0, "start_seconds": 10.0}
         made = northflank.create(
             settings,
             allowance=Unlimited(),
+            client={"timeout": TIMEOUT_SECONDS},
             builders={"poll_seconds": 0.2, "list_seconds": 0.0},
             services=services,
             edge={"pause": 0.05},
         )
     else:
-        made = railway.create(settings, budget=Unlimited(), poll_seconds=0.1, sleep=nap)
+        made = railway.create(settings, budget=Unlimited(), poll_seconds=0.1, sleep=nap, timeout=TIMEOUT_SECONDS)
     try:
         yield made.platform
     finally:
@@ -252,7 +266,10 @@ async def _working(context: Context, url: str) -> AsyncIterator[None]:
     first = asyncio.create_task(ready.wait())
     try:
         await asyncio.wait([worker, first], return_when=asyncio.FIRST_COMPLETED)
-        yield
+        if not worker.done():
+            yield
+        if worker.done():
+            worker.result()  # it never ends by itself: say why it did
     finally:
         for task in (worker, first):
             task.cancel()
