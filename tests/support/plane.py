@@ -245,7 +245,7 @@ async def plane(at: Ground, stand_ins: Mapping[str, Imitation], *, working: bool
         context.catalog.entries = entries(settings)
         for name in stand_ins:
             held = await enter(quick(name, settings))
-            traits = dataclasses.replace(held.traits, poll_seconds=0.1)
+            traits = dataclasses.replace(held.traits, poll_seconds=0.1, list_seconds=0.0)
             context.catalog.held[name] = dataclasses.replace(held, traits=traits)
         async with context.sessions.begin() as session:
             project = await keys.project_named(session, keys.DEFAULT_PROJECT)

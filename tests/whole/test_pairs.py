@@ -9,6 +9,8 @@ from tests.support.agents import Toolbox
 from tests.support.plane import CLOUDS, Json, Plane, ask, ground, plane, platforms
 
 ALL = ("local", *CLOUDS)
+#: Of a healthy build, from its launch until its builder is removed.
+MOST_REQUESTS = {"fly": 12, "koyeb": 12, "northflank": 8, "railway": 12}
 
 
 async def test_what_any_platform_built_runs_on_every_platform(
@@ -21,6 +23,12 @@ async def test_what_any_platform_built_runs_on_every_platform(
             zip(ALL, await asyncio.gather(*(here.build(tiny(f"of {n}"), n, f"on-{n}") for n in ALL)), strict=True)
         )
         await asyncio.gather(*(_run_all(here, name, builds) for name in ALL))
+        await here.idle()
+        before = {name: len(one.requests) for name, one in stand_ins.items()}
+        await asyncio.gather(*(here.build(tiny("counted"), name) for name in CLOUDS))
+        await here.idle()
+        asked = {name: [r.operation for r in one.requests[before[name] :]] for name, one in stand_ins.items()}
+        assert {name: seen for name, seen in asked.items() if len(seen) > MOST_REQUESTS[name]} == {}
         await here.deleted(*(f"on-{name}" for name in ALL))
 
 
