@@ -51,7 +51,7 @@ async def test_a_sweep_removes_only_what_is_of_its_own_installation(
 async def _launched(here: Plane) -> bool:
     async with here.context.sessions() as session:
         waiting = await session.execute(text("select count(*) from run where handle is null"))
-        return waiting.scalar_one() == 0
+        return bool(waiting.scalar_one() == 0)
 
 
 async def _sql(here: Plane, statement: str) -> None:
