@@ -365,7 +365,7 @@ class Release(Base):
     """1, 2, 3 … within the service."""
     status: Mapped[ReleaseStatus] = _status(ReleaseStatus)
     kind: Mapped[str] = mapped_column(String(16))
-    """``build``, ``config``, ``promote`` or ``rollback``."""
+    """``build``, ``config``, ``promote``, ``rollback`` or ``migrate``."""
     platform: Mapped[str] = mapped_column(String(32))
     artifact_id: Mapped[str] = _ref("artifact.id")
     build_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
@@ -374,7 +374,7 @@ class Release(Base):
     config_sequence: Mapped[int]
     """Order of the wish to run with this config."""
     patch: Mapped[Json | None]
-    """For ``config``: what to change in the live release's config and secrets; applied when the release is claimed."""
+    """For ``config`` and ``migrate``: what to change in the live release's config and secrets, applied at the claim."""
     config: Mapped[Json]
     secret_versions: Mapped[Json | None]
     handle: Mapped[str | None]
@@ -392,6 +392,12 @@ class Release(Base):
     """When it stopped being wanted: superseded or failed."""
     retired_at: Mapped[datetime | None]
     """When nothing of it was left on the platform."""
+    keep_seconds: Mapped[int | None]
+    """For ``migrate``: how long the platform before this one keeps the service."""
+    keep_until: Mapped[datetime | None]
+    """Set when its service moved away: until then its platform keeps it."""
+    leaving_at: Mapped[datetime | None]
+    """When its service began to be removed from its platform."""
     deadline_at: Mapped[datetime | None]
     next_check_at: Mapped[datetime | None]
     __table_args__ = (

@@ -129,6 +129,11 @@ class ServiceConfig(Body):
     cpus: float = Field(1, gt=0, le=64, allow_inf_nan=False)
     memory_mb: int = Field(256, ge=16, le=262144)
     regions: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{2,32}$")], ...] = Field((), max_length=8)
+    stable_name: bool = Field(
+        False,
+        description="Serve it through the gateway, under a name that stays the same on every platform. "
+        "Where nothing else wakes a service it is always so.",
+    )
 
     @model_validator(mode="after")
     def _env(self) -> "ServiceConfig":
@@ -195,6 +200,7 @@ class ServicePatch(Body):
     scale: Scale | None = None
     cpus: float | None = Field(None, gt=0, le=64, allow_inf_nan=False)
     memory_mb: int | None = Field(None, ge=16, le=262144)
+    stable_name: bool | None = None
     strict: bool = True
 
     @model_validator(mode="after")
@@ -302,3 +308,16 @@ class RotateRequest(Body):
     """A new signing secret. For `overlap_seconds` the one before it signs too, so that receivers can be changed in between."""
 
     overlap_seconds: int = Field(86_400, ge=0, le=604_800)
+
+
+class MigrateRequest(Body):
+    """Move a service to another platform."""
+
+    platform: PlatformName
+    keep_seconds: int = Field(
+        3600, ge=0, le=30 * 86400, description="How long the old platform keeps it, for callers of its old address."
+    )
+    regions: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{2,32}$")], ...] = Field(
+        (), max_length=8, description="Of the new platform; those of the old one mean nothing there."
+    )
+    strict: bool = Field(True, description="false: what can't be honoured becomes a warning instead of a 422.")

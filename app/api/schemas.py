@@ -129,6 +129,7 @@ class ReleaseOut(Answer):
     status: ReleaseStatus
     kind: str
     platform: str
+    url: str | None = Field(description="The address that its platform gave it, where it gives one.")
     artifact_id: str
     digest: str | None = None
     build_id: str | None
@@ -142,6 +143,19 @@ class ReleaseOut(Answer):
     deploying_at: datetime | None
     live_at: datetime | None
     finished_at: datetime | None
+    keep_until: datetime | None = Field(description="Until when its platform keeps it, after the service moved away.")
+    retired_at: datetime | None = Field(description="When nothing of it was left on its platform.")
+
+
+class MigrationOut(ReleaseOut):
+    """A release on its way to another platform, and what becomes of the service's address once it is live."""
+
+    url_changes: bool
+    old_url: str | None
+    new_url: str | None = Field(
+        description="Null until the new platform has given one: then it is the service's `url`."
+    )
+    keep_seconds: int
 
 
 class ServiceOut(Answer):

@@ -8,17 +8,17 @@ from sqlalchemy import select
 from app.api.deps import Ctx, Cursor, Db, Limit, ServicesRead, ServicesWrite, decode_cursor, encode_cursor
 from app.api.once import OnceOnly, OnceRoute
 from app.api.problems import responses
-from app.api.schemas import LogLineOut, Page, ReleaseOut, ServiceOut
-from app.api.views import release_out, service_out
+from app.api.schemas import LogLineOut, MigrationOut, Page, ReleaseOut, ServiceOut
+from app.api.views import migration_out, release_out, service_out
 from app.builds.submit import live_release
 from app.context import Context
 from app.errors import Refusal, conflict, unavailable
 from app.lifecycle import ServiceStatus
 from app.models import Artifact, Project, Release, Service
 from app.platforms.base import PlatformError
-from app.requests import ReleaseRequest, RollbackRequest, ServicePatch
-from app.services import delete, rollback, sleep_wake
-from app.services.release import find, ref_of
+from app.requests import MigrateRequest, ReleaseRequest, RollbackRequest, ServicePatch
+from app.services import delete, migrate, rollback, sleep_wake
+from app.services.release import find, gateway_url, ref_of
 
 router = APIRouter(prefix="/v1/services", tags=["services"], route_class=OnceRoute)
 
@@ -101,6 +101,21 @@ async def rollback_service(
     """Go back to the release before the live one, or to the one named; makes a new release."""
     service = await find(session, project, name, lock=True)
     return release_out(await rollback.rollback(context, session, service, body or RollbackRequest()))
+
+
+@router.post("/{name}/migrate", status_code=202, responses=responses(404, 409))
+async def migrate_service(
+    name: str, body: MigrateRequest, context: Ctx, project: ServicesWrite, once: OnceOnly, session: Db
+) -> MigrationOut:
+    """Move a service to another platform: a new release there, which takes over once it is healthy.
+
+    Until then, and when it fails, the old platform serves. Behind a stable name the address stays the same.
+    """
+    service = await find(session, project, name, lock=True)
+    release = await migrate.migrate(context, session, service, body)
+    stable = bool(release.config.get("stable_name"))
+    new_url = gateway_url(context, service, release.platform, stable_name=stable)
+    return migration_out(release, service.url, new_url)
 
 
 @router.post("/{name}/sleep", responses=responses(404, 409))

@@ -14,6 +14,7 @@ from app.api.schemas import (
     Diagnostic,
     EventOut,
     Failure,
+    MigrationOut,
     ReleaseOut,
     RunOut,
     ServiceOut,
@@ -135,6 +136,17 @@ def event_out(event: Event) -> EventOut:
     """Return an event; its id is its place in the order of events."""
     fields = {c: getattr(event, c) for c in EventOut.model_fields}
     return EventOut(**fields | {"id": str(events.position(event))})
+
+
+def migration_out(release: Release, old_url: str | None, new_url: str | None) -> MigrationOut:
+    """Return a migration; ``new_url`` is None while only the platform can tell."""
+    return MigrationOut(
+        **release_out(release).model_dump(),
+        url_changes=new_url is None or new_url != old_url,
+        old_url=old_url,
+        new_url=new_url,
+        keep_seconds=release.keep_seconds or 0,
+    )
 
 
 async def service_out(session: AsyncSession, service: Service) -> ServiceOut:

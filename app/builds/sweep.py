@@ -253,8 +253,14 @@ async def _sweep_services(context: Context, platform: Platform) -> None:
     async with context.sessions() as session:
         svc = (await session.execute(select(Service).where(Service.id.in_(services.values())))).scalars().all()
         rel = (await session.execute(select(Release).where(Release.id.in_(releases.values())))).scalars().all()
+        there = select(Release.service_id).where(
+            Release.service_id.in_(services.values()), Release.platform == platform.name, Release.retired_at.is_(None)
+        )
+        kept = set((await session.execute(there)).scalars())
         now = await db.now(session)
+    moved = {s.id for s in svc if s.platform != platform.name} - kept
     gone = {s.id for s in svc if s.status == ServiceStatus.DELETED} | {r.id for r in rel if r.retired_at is not None}
+    gone |= moved
     by_id = {row_id: name for name, row_id in (services | releases).items()}
     known = {by_id[i]: "a row says it is gone" for i in gone}
     owned = {by_id[i] for i in ({s.id for s in svc} | {r.id for r in rel}) - gone}

@@ -12,6 +12,8 @@ class Route:
 
     service_id: str
     host: str
+    wakes_itself: bool = False
+    """Its platform puts it to sleep and wakes it."""
 
 
 class Routes(Protocol):

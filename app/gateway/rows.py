@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from app.context import Context
 from app.db import DATABASE_ERRORS
 from app.errors import Refusal, unavailable
+from app.gateway.knock import AWAKE_SECONDS, knock
 from app.gateway.leases import Leases, describe
 from app.gateway.routes import Route
 from app.platforms.base import Address
@@ -24,7 +25,19 @@ HOSTS = 4096
 LOOK_SECONDS = 3.0
 _TRIES = 3
 
-_BY_HOST = "select id, platform, url from service where host = $1 and deleted_at is null"
+_BY_HOST = """
+    select service.id, service.platform, service.url,
+        coalesce((release.config ->> 'stable_name')::boolean, false) or exists (
+            select from release as left_one
+            where left_one.service_id = service.id and left_one.keep_until > clock_timestamp()
+        ) as ours
+    from service left join release on release.id = service.live_release_id
+    where host = $1 and deleted_at is null
+"""
+_LIVE = """
+    select release.platform, release.config ->> 'health_path' as path
+    from service join release on release.id = service.live_release_id where service.id = $1
+"""
 _RUNNING = "select address, instance_id from service where id = $1 and status = 'running'"
 
 
@@ -57,11 +70,17 @@ class RowRoutes:
         self._hosts: dict[str, _Known] = {}
         self._seen: dict[str, _Seen] = {}
         self._looks: dict[str, asyncio.Task[Address]] = {}
+        self._awake: dict[str, float] = {}
+        """Until when a service that wakes by itself is not asleep, by its address."""
 
     # ------------------------------------------------------------------------------------------------- hosts
 
     async def find(self, host: str) -> Route | None:
-        """Return the service of this host; Refusal 421 when its platform serves it and not this gateway."""
+        """Return the service of this host; Refusal 421 when its platform serves it and not this gateway.
+
+        Besides those whose platform has nobody else to wake them, the gateway serves the ones that want a stable name, and
+        for a while those that have moved: whoever knew them here finds them.
+        """
         label = host.removesuffix(self._suffix)
         if label == host or not label or len(label) > 80:
             return None
@@ -83,8 +102,9 @@ class RowRoutes:
             return before
         if row is None:
             known = _Known(None, None, now + NO_HOST_SECONDS)
-        elif row["platform"] in self._platforms:
-            known = _Known(Route(row["id"], label), None, now + HOST_SECONDS)
+        elif row["ours"] or row["platform"] in self._platforms:
+            route = Route(row["id"], label, wakes_itself=row["platform"] not in self._platforms)
+            known = _Known(route, None, now + HOST_SECONDS)
         else:
             known = _Known(None, row["url"] or "an address it does not have yet", now + HOST_SECONDS)
         if len(self._hosts) >= HOSTS:
@@ -121,6 +141,8 @@ class RowRoutes:
                     renew = now >= use.right_until
                     address = await (self._leases.claim(service_id) if renew else self._read(service_id))
                 if address is not None:
+                    if route.wakes_itself and now >= self._awake.get(address.url, 0.0):
+                        await self._knock(service_id, address)
                     self._remember(service_id, address, now + FRESH_SECONDS)
                     return address
                 use.right_until = 0.0
@@ -137,6 +159,19 @@ class RowRoutes:
             self._remember(service_id, seen.address, now + LOOK_SECONDS)
             return seen.address
         raise unavailable("The service does not stay awake.", reason="unavailable", retry_after=2)
+
+    async def _knock(self, service_id: str, address: Address) -> None:
+        row = await self._context.pool.fetchrow(_LIVE, service_id)
+        if row is not None:
+            seconds = self._context.wake_seconds(row["platform"])
+            if not await knock(address.url, row["path"], seconds):
+                raise sleep_wake.WakeFailed(f"Nothing answered at its platform's address for {seconds:g} seconds.")
+        self._stays_awake(address)
+
+    def _stays_awake(self, address: Address) -> None:
+        if len(self._awake) >= HOSTS:
+            del self._awake[next(iter(self._awake))]
+        self._awake[address.url] = asyncio.get_running_loop().time() + AWAKE_SECONDS
 
     async def _read(self, service_id: str) -> Address | None:
         row = await self._context.pool.fetchrow(_RUNNING, service_id)
@@ -162,6 +197,7 @@ class RowRoutes:
         seen = self._seen.get(route.service_id)
         if seen is not None and seen.address == address:
             del self._seen[route.service_id]
+        self._awake.pop(address.url, None)
         try:
             async with asyncio.timeout(LOOK_SECONDS):
                 if await self._read(route.service_id) == address:
@@ -179,6 +215,8 @@ class RowRoutes:
     def left(self, route: Route) -> None:
         """Count one request less in flight."""
         self._leases.left(route.service_id)
+        if route.wakes_itself and (seen := self._seen.get(route.service_id)) and seen.address.url in self._awake:
+            self._stays_awake(seen.address)
 
     async def close(self) -> None:
         """Wait no longer for what is being looked at."""

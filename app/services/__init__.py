@@ -4,7 +4,8 @@
 2. ``promote`` claims the service, brings the release up beside the old one, gates it from outside and switches over: *live*.
    ``deploy`` is its call of the platform, which waits while a circuit breaker is open.
 3. ``rollback`` makes releases out of old ones, of artifacts and of config changes.
-4. ``sleep_wake`` takes a running service to zero and back.
-5. ``retire`` removes what a superseded or failed release left on its platform; ``delete`` removes a whole service.
-6. ``sweep`` makes up for whatever time and crashes leave behind.
+4. ``migrate`` moves a service to another platform, and ``leave`` takes it off the one before.
+5. ``sleep_wake`` takes a running service to zero and back.
+6. ``retire`` removes what a superseded or failed release left on its platform; ``delete`` removes a whole service.
+7. ``sweep`` makes up for whatever time and crashes leave behind.
 """

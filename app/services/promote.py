@@ -41,10 +41,10 @@ from app.platforms.base import (
     Unsupported,
 )
 from app.secrets import KeysError, Sealed
-from app.services import deploy, pull, retire
+from app.services import deploy, leave, pull, retire
 from app.services.last_words import keep, last_words
 from app.services.probe import probe
-from app.services.release import next_pending, nudge, ref_of
+from app.services.release import follow, gateway_url, next_pending, nudge, ref_of
 from app.sql import NOW, Expression, Session, after
 
 log = structlog.get_logger()
@@ -123,7 +123,7 @@ async def _claim(context: Context, session: Session, release_id: str) -> Claimed
     service, build, release, artifact = locked
     if release.status == ReleaseStatus.DEPLOYING:  # a worker died over it: go on where it was
         return Claimed(release, service, artifact, await _seconds_left(session, release))
-    if release.status != ReleaseStatus.PENDING:
+    if release.status != ReleaseStatus.PENDING or await follow(context, session, service, release):
         return None
     if service.deleted_at is not None:
         await _end(context, session, build, release, Reason.CANCELED_BY_USER, "The service was deleted.")
@@ -133,7 +133,10 @@ async def _claim(context: Context, session: Session, release_id: str) -> Claimed
     if settled is None:
         await _end(context, session, build, release, Reason.SUPERSEDED, None)
         return None
-    busy = "exists (select from release where service_id = ? and status = 'deploying')"
+    busy = (
+        "exists (select from release where service_id = ? and (status = 'deploying' "
+        "or platform = ? and leaving_at is not null and retired_at is null))"
+    )
     seen = await deploy.look(context, session, release)
     if seen.shut:
         if not await deploy.wait(context, session, release, seen):
@@ -145,13 +148,13 @@ async def _claim(context: Context, session: Session, release_id: str) -> Claimed
         session,
         release,
         ReleaseStatus.DEPLOYING,
-        where=(Expression(f"not {busy}", (service.id,)),),
+        where=(Expression(f"not {busy}", (service.id, release.platform)),),
         deadline_at=after(seconds),
         next_check_at=after(DEPLOYING_CHECK_SECONDS),
         **settled,
     )
     if not moved:
-        return None  # whoever deploys nudges the next one at its end
+        return None  # whoever deploys, or leaves the platform, nudges the next one at its end
     if release.artifact_id != artifact.id:
         (row,) = await sql.fetch(session, "select * from artifact where id = $1", release.artifact_id)
         artifact = sql.load(Artifact, row)
@@ -210,10 +213,11 @@ def settle(release: Release, live: Release | None) -> dict[str, Any] | None:
 
     Artifact and config have an order each, so that a config change and a slow build don't undo one another.
     """
-    if release.kind == "config" and release.patch is not None and live is not None:
+    if release.kind in {"config", "migrate"} and release.patch is not None and live is not None:
         return {
             "artifact_id": live.artifact_id,
             "sequence": live.sequence,
+            "config_sequence": live.config_sequence if release.kind == "migrate" else release.config_sequence,
             "config": merge(live.config, release.patch["config"]),
             "secret_versions": merge(live.secret_versions or {}, release.patch["secrets"]),
         }
@@ -375,13 +379,16 @@ async def _switch(context: Context, session: Session, claimed: Claimed, address:
     old = await _live(session, service)
     if old is not None and old.status == ReleaseStatus.LIVE:
         check = after(context.settings.drain_seconds + 30)
-        await store.move(session, old, ReleaseStatus.SUPERSEDED, next_check_at=check)
+        away = old.platform != release.platform
+        kept = await leave.depart(context, session, service, release, old) if away else {}
+        await store.move(session, old, ReleaseStatus.SUPERSEDED, next_check_at=check, **kept)
         retire.nudge(context, session, old, delay=context.settings.drain_seconds)
     event = {"number": release.number}
     await store.move(
         session, release, ReleaseStatus.LIVE, next_check_at=None, event=event, locked=True, **claimed.found
     )
-    fronted = context.catalog.entries[release.platform].traits.scale_to_zero == "manual"
+    stable = bool(release.config.get("stable_name"))
+    ours = gateway_url(context, service, release.platform, stable_name=stable)
     await store.move(
         session,
         service,
@@ -389,7 +396,7 @@ async def _switch(context: Context, session: Session, claimed: Claimed, address:
         locked=True,
         live_release_id=release.id,
         platform=release.platform,
-        url=context.settings.service_url(service.host) if fronted else release.url,
+        url=ours or release.url,
         address=address.url,
         instance_id=address.instance_id,
         starts=Expression("starts + 1"),

@@ -15,6 +15,8 @@ from app.platforms.base import ServiceRef
 from app.sql import Expression, Session, after
 
 PENDING_CHECK_SECONDS = 15
+MIGRATE = "migrate"
+"""The kind of a release that is on another platform than the live one."""
 
 
 async def create_release(
@@ -31,10 +33,12 @@ async def create_release(
     patch: dict[str, Any] | None = None,
     sequence: int | None = None,
     config_sequence: int | None = None,
+    platform: str | None = None,
+    **more: Any,
 ) -> Release:
     """Write a pending release and its job; the caller holds the service's row.
 
-    For a build, order and config are the build's; others pass their own.
+    For a build, order and config are the build's; others pass their own. ``more`` are further columns.
     """
     following = "(select coalesce(max(number), 0) + 1 from release where service_id = ?)"
     if build is not None:
@@ -52,7 +56,7 @@ async def create_release(
         number=Expression(following, (service.id,)),
         status=ReleaseStatus.PENDING,
         kind=kind,
-        platform=service.platform,
+        platform=platform or service.platform,
         artifact_id=artifact.id,
         build_id=build.id if build else None,
         sequence=sequence,
@@ -61,6 +65,7 @@ async def create_release(
         patch=patch,
         secret_versions=secret_versions,
         next_check_at=after(PENDING_CHECK_SECONDS),
+        **more,
     )
     if build is None:
         artifact.last_used_at = func.now()
@@ -90,6 +95,25 @@ async def next_pending(context: Context, session: Session, service_id: str) -> N
     """Let the newest waiting release of a service begin, now that none is being deployed; older ones end superseded."""
     if waiting := await sql.fetch_one(session, _NEXT, service_id):
         nudge(context, session, sql.load(Release, waiting))
+
+
+def gateway_url(context: Context, service: Service, platform: str, *, stable_name: bool) -> str | None:
+    """Return the service's address behind our gateway, None where it is its platform's own."""
+    if stable_name or context.catalog.entries[platform].traits.scale_to_zero == "manual":
+        return context.settings.service_url(service.host)
+    return None
+
+
+async def follow(context: Context, session: Session, service: Service, release: Release) -> bool:
+    """Send a waiting release after its service, which has moved since; False where it is on its platform."""
+    if release.kind == MIGRATE or release.platform == service.platform:
+        return False
+    release.platform, release.config = service.platform, release.config | {"regions": []}
+    release.tries += 1  # a new attempt, so that its job is not folded into the old platform's
+    values: dict[str, Any] = {"platform": release.platform, "config": release.config, "tries": release.tries}
+    await sql.update(session, Release, {"id": release.id}, **values)
+    nudge(context, session, release)
+    return True
 
 
 def ref_of(context: Context, release: Release) -> ServiceRef:

@@ -1,4 +1,7 @@
-"""Remove what a superseded or failed release left on its platform; the newest few superseded ones are only put to sleep."""
+"""Remove what a superseded or failed release left on its platform; the newest few superseded ones are only put to sleep.
+
+Where its service no longer lives on that platform, all of the service is removed from it: see ``leave``.
+"""
 
 import asyncio
 
@@ -9,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import faults, outbox, queue
 from app.context import Context
 from app.lifecycle import ReleaseStatus
-from app.models import Release
+from app.models import Release, Service
 from app.platforms.base import PlatformError
+from app.services import leave
 from app.services.release import ref_of
 from app.sql import Session
 
@@ -33,7 +37,13 @@ async def retire(context: Context, release_id: str) -> None:
             return
         if release.status not in {ReleaseStatus.SUPERSEDED, ReleaseStatus.FAILED}:
             return
-        kept = await _kept(context, session, release)
+        service = await session.get_one(Service, release.service_id)
+        away = service.platform != release.platform or service.deleted_at is not None
+        waits = away and service.deleted_at is None and await leave.is_kept(session, release)
+        kept = release.status == ReleaseStatus.SUPERSEDED if waits else await _kept(context, session, release)
+    if away and not waits:
+        await leave.leave(context, release)
+        return
     platform = context.platform(release.platform)
     if platform is None or platform.services is None:
         return
@@ -41,7 +51,11 @@ async def retire(context: Context, release_id: str) -> None:
     faults.at("retire.begun")
     try:
         async with asyncio.timeout(CALL_SECONDS):
-            await (platform.services.sleep(ref) if kept else platform.services.retire(ref))
+            if not kept:
+                await platform.services.retire(ref)
+            elif not waits or platform.traits.scale_to_zero == "manual":
+                await platform.services.sleep(ref)
+            # else callers of its old address still wake it there
     except (PlatformError, TimeoutError) as e:
         log.warning("retiring will be tried again", release_id=release.id, error=str(e) or type(e).__name__)
         return
@@ -52,7 +66,7 @@ async def retire(context: Context, release_id: str) -> None:
 
 async def _record(context: Context, release: Release, *, kept: bool) -> None:
     async with context.sessions.begin() as session:
-        values = {"next_check_at": None} if kept else {"next_check_at": None, "retired_at": func.now()}
+        values = {"next_check_at": Release.keep_until} if kept else {"next_check_at": None, "retired_at": func.now()}
         await session.execute(update(Release).where(Release.id == release.id).values(**values))
         if not kept:
             return

@@ -3,7 +3,8 @@
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.builds.submit import check_service, keep_secrets, live_release
@@ -18,7 +19,7 @@ from app.services.release import create_release
 
 async def change(context: Context, session: AsyncSession, service: Service, patch: ServicePatch) -> Release:
     """Make a release with a changed config of the live one; the service's row is locked by the caller."""
-    live = await _live(session, service)
+    live = await live_of(session, service)
     given = patch.model_dump(mode="json", exclude_unset=True, exclude={"secrets", "strict"})
     secrets = (patch.secrets or {}) if "secrets" in patch.model_fields_set else {}
     for name in {k for k, v in given.items() if v is None and k != "env"}:
@@ -40,22 +41,20 @@ async def change(context: Context, session: AsyncSession, service: Service, patc
     )
     versions |= {k: None for k, v in secrets.items() if v is None}
     service.sequence += 1
-    artifact = await _artifact(session, service, live.artifact_id)
-    release = await create_release(
+    artifact = await take_artifact(session, service, live.artifact_id)
+    return await create_release(
         context, session, service, kind="config", artifact=artifact, config=config.model_dump(mode="json"),
         secret_versions=live.secret_versions, patch={"config": given, "secrets": versions},
-        sequence=live.sequence, config_sequence=service.sequence,
+        sequence=live.sequence, config_sequence=service.sequence, warnings=warnings,
     )  # fmt: skip
-    release.warnings = warnings
-    return release
 
 
 async def promote_artifact(
     context: Context, session: AsyncSession, service: Service, request: ReleaseRequest
 ) -> Release:
     """Make a release of an artifact with the live config."""
-    live = await _live(session, service)
-    artifact = await _artifact(session, service, request.artifact_id)
+    live = await live_of(session, service)
+    artifact = await take_artifact(session, service, request.artifact_id)
     _runnable(context, service, artifact)
     service.sequence += 1
     return await create_release(
@@ -65,8 +64,8 @@ async def promote_artifact(
 
 
 async def rollback(context: Context, session: AsyncSession, service: Service, request: RollbackRequest) -> Release:
-    """Make a release like an earlier one: same artifact, config and secret versions."""
-    live = await _live(session, service)
+    """Make a release like an earlier one: same artifact, config and secret versions, on the platform of the live one."""
+    live = await live_of(session, service)
     statement = select(Release).where(Release.service_id == service.id, Release.live_at.is_not(None))
     if request.release_id is None:
         # Going back twice goes two steps back, not back and forth: from what the live one was made after.
@@ -81,27 +80,31 @@ async def rollback(context: Context, session: AsyncSession, service: Service, re
         raise conflict("nothing_to_roll_back_to", f"Service {service.name} has no earlier release that was live.")
     if target.id == live.id:
         raise conflict("already_live", f"Release {target.id} is live already.")
-    artifact = await _artifact(session, service, target.artifact_id)
+    artifact = await take_artifact(session, service, target.artifact_id)
     _runnable(context, service, artifact)
     service.sequence += 1
+    moved = target.platform != service.platform
+    config = target.config | {"regions": live.config.get("regions", [])} if moved else target.config
     return await create_release(
-        context, session, service, kind="rollback", artifact=artifact, config=target.config,
+        context, session, service, kind="rollback", artifact=artifact, config=config,
         secret_versions=target.secret_versions, sequence=service.sequence, config_sequence=service.sequence,
     )  # fmt: skip
 
 
 def _like(release: Release) -> ColumnElement[bool]:
-    """Match releases that run the same as this one."""
+    """Match releases that run the same as this one; regions are a platform's own words."""
+    rest = {k: v for k, v in release.config.items() if k != "regions"}
+    elsewhere = and_(Release.platform != release.platform, Release.config.op("-", return_type=JSONB)("regions") == rest)
     return and_(
         Release.artifact_id == release.artifact_id,
-        Release.config == release.config,
+        or_(Release.config == release.config, elsewhere),
         Release.secret_versions == release.secret_versions,
     )
 
 
 async def _origin(session: AsyncSession, release: Release) -> Release:
-    """Return the release that a rollback went back to, through any number of rollbacks; the release itself if it is none."""
-    while release.kind == "rollback":
+    """Return the release that this one repeats, through any number of rollbacks and migrations; itself if it repeats none."""
+    while release.kind in {"rollback", "migrate"}:
         earlier = select(Release).where(
             Release.service_id == release.service_id,
             Release.number < release.number,
@@ -115,14 +118,15 @@ async def _origin(session: AsyncSession, release: Release) -> Release:
     return release
 
 
-async def _live(session: AsyncSession, service: Service) -> Release:
+async def live_of(session: AsyncSession, service: Service) -> Release:
+    """Return the release that serves now; Refusal (409) when there is none."""
     live = await live_release(session, service)
     if live is None or live.status != ReleaseStatus.LIVE:
         raise conflict("no_live_release", f"Service {service.name} has no live release yet.")
     return live
 
 
-async def _artifact(session: AsyncSession, service: Service, artifact_id: str) -> Artifact:
+async def take_artifact(session: AsyncSession, service: Service, artifact_id: str) -> Artifact:
     """Return the artifact, locked so that nobody collects it meanwhile."""
     statement = select(Artifact).where(Artifact.id == artifact_id, Artifact.project_id == service.project_id)
     artifact = (await session.execute(statement.with_for_update())).scalar_one_or_none()

@@ -211,6 +211,9 @@ async def mark_down(context: Context, service_id: str, instance_id: str, message
         service = await _read(session, service_id)
         if service is None or service.status != ServiceStatus.RUNNING:
             return False
+        entry = context.catalog.entry(service.platform)
+        if entry is not None and entry.traits.scale_to_zero != "manual":
+            return False  # its platform starts another by itself, at the next request
         return await store.move(
             session,
             service,

@@ -76,8 +76,12 @@ async def test_what_another_project_has_is_not_there_on_any_route(here: World) -
     theirs |= {"webhook_id": hook["id"], "delivery_id": sent["id"]}
     missing = {"build_id": "bld_none", "name": "none", "key_id": "key_none", "project": "none"}
     missing |= {"webhook_id": "whk_none", "delivery_id": "dlv_none"}
-    bodies = {"/v1/services/{name}/releases": {"artifact_id": build.artifact_id}, "/v1/services/{name}": {"port": 1}}
-    bodies["/v1/webhooks/{webhook_id}"] = {}
+    bodies: dict[str, object] = {
+        "/v1/services/{name}/releases": {"artifact_id": build.artifact_id},
+        "/v1/services/{name}/migrate": {"platform": "elsewhere"},
+        "/v1/services/{name}": {"port": 1},
+        "/v1/webhooks/{webhook_id}": {},
+    }
     await here.http.post("/v1/projects", json={"name": "acme"})
     async with caller(here, project="acme") as other:
         for method, path, _ in operations(here):

@@ -50,8 +50,9 @@ async def test_what_is_not_there_is_404_and_says_what(here: World) -> None:
         what = next((w for name, w in KINDS.items() if f"{{{name}}}" in path), None)
         if what is None:
             continue
-        body = {"artifact_id": f"art_{'0' * 26}"} if path.endswith("/releases") and method == "POST" else {}
-        answer = await here.http.request(method, filled(path), json=body or None)
+        bodies = {"releases": {"artifact_id": f"art_{'0' * 26}"}, "migrate": {"platform": "elsewhere"}}
+        body = bodies.get(path.rpartition("/")[2]) if method == "POST" else None
+        answer = await here.http.request(method, filled(path), json=body)
         if method == "PATCH":
             answer = await here.http.patch(filled(path), json={"port": 1} if what == "service" else {})
         problem(answer, 404, f"{what}_not_found")

@@ -20,6 +20,7 @@ from tests.builder.servers import listening
 from tests.e2e.modules import Door, door
 from tests.e2e.place import Json, Place, eventually, place
 from tests.e2e.programs import program, tiny
+from tests.e2e.refusing import refusing
 from tests.support.agents import Toolbox
 
 CRASHING = program('package main\n\nimport "syscall"\n\nfunc main() { syscall.Exit(3) }\n')
@@ -132,9 +133,14 @@ class Kills:
 @pytest.fixture(scope="module")
 def home(toolbox: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
     folder = tmp_path_factory.mktemp("kill") / "home"
-    with door() as modules:
-        settings = {"SLIPWAY_DRAIN_SECONDS": "0.1", "GOPROXY": modules.url, "SLIPWAY_WEBHOOK_ALLOW_HOSTS": "127.0.0.1"}
+    with door() as modules, refusing() as elsewhere:
+        settings = {
+            "SLIPWAY_DRAIN_SECONDS": "0.1",
+            "GOPROXY": modules.url,
+            "SLIPWAY_WEBHOOK_ALLOW_HOSTS": "127.0.0.1",
+        } | elsewhere
         with place(toolbox.home(folder, seeded=True), **settings) as it:
+            it.set["SLIPWAY_PUBLIC_URL"] = f"http://127.0.0.1:{it.port}"
             it.start()
             yield Kills(it, modules)
 
@@ -186,6 +192,24 @@ def failing(kills: Kills, point: str) -> None:
     kills.restart()
     ended = kills.place.ended(bad, "failed")
     assert ended["reason"] == "crashed_at_start"
+    assert kills.place.service(kills.name)["live_release"]["id"] == before["id"]
+    kills.one_live()
+
+
+def migrate(kills: Kills, point: str) -> None:
+    """A platform that makes nothing is asked to have the service: it goes on here, and nothing is owed there."""
+    before = kills.live()
+    kills.arm(point)
+    kills.call("POST", f"/v1/services/{kills.name}/migrate", json={"platform": "koyeb"})
+    kills.restart()
+
+    def returned() -> bool:
+        releases = kills.place.api("GET", f"/v1/services/{kills.name}/releases")["items"]
+        (newest,) = [r for r in releases if r["number"] == max(one["number"] for one in releases)]
+        assert (newest["platform"], newest["status"], newest["reason"]) == ("koyeb", "failed", "platform_rejected")
+        return bool(newest["retired_at"])
+
+    eventually(returned)
     assert kills.place.service(kills.name)["live_release"]["id"] == before["id"]
     kills.one_live()
 
@@ -307,6 +331,7 @@ DRIVES: dict[str, tuple[Callable[[Kills, str], None], ...]] = {
     "promote": (build,),
     "release": (again,),
     "retire": (again,),
+    "leave": (migrate,),
     "wake": (wake,),
     "sleep": (sleep,),
     "delete": (delete,),

@@ -96,6 +96,10 @@ class Yard:
     """Whether listings are whole."""
     healthy: bool | None = None
     """What its own health check says of every release; None: it has none."""
+    url: str | None = None
+    """The address it gives each service."""
+    lists_services: bool = False
+    """Whether a service is what its listing has; else a release."""
     age: timedelta = timedelta(0)
     """How much older things look in listings than they are."""
     dated: bool = True
@@ -211,7 +215,7 @@ class YardServices:
             if unit is None:
                 unit = self.yard.units[spec.release] = Unit(spec, self.yard.handle(), datetime.now(UTC))
                 await unit.start()
-        return Launched(handle=unit.handle, region=None, effective=spec.size)
+        return Launched(handle=unit.handle, region=None, effective=spec.size, url=self.yard.url)
 
     async def inspect(self, ref: ServiceRef) -> Inspection:
         async with self.yard.doing("inspect", ref.release):
@@ -259,9 +263,10 @@ class YardServices:
 
     async def list_ours(self, installation: str) -> Listing:
         async with self.yard.doing("list services", installation):
+            named = [(u.spec.service if self.yard.lists_services else n, u) for n, u in self.yard.units.items()]
             found = [
                 Found(ref=Ref(name=n, handle=u.handle), created_at=self.yard.when(u.created_at), phase=u.phase)
-                for n, u in self.yard.units.items()
+                for n, u in named
                 if n.startswith(f"slp-{installation}-")
             ]
         return Listing(items=tuple(found), complete=self.yard.complete)
