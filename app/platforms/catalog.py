@@ -1,4 +1,4 @@
-"""The platforms, by name. A new one is a folder and one line here.
+"""The platforms, by name. A new one is a folder and one line here; ``docs/adding-a-platform.md`` shows one.
 
 ``offered`` are the platforms this process can call. A platform that is configured but belongs to another process (the local
 one in a split installation) is listed with its traits and no capabilities.
@@ -25,7 +25,7 @@ class Opened(Protocol):
 
 @dataclass(frozen=True)
 class Remote:
-    """A platform on other machines: what is known of it, what it lacks, how its requests are counted and it is opened."""
+    """A platform that any process may call: what is known of it, what it lacks, how its requests are counted and it is opened."""
 
     traits: Callable[[Settings], Traits]
     missing: Callable[[Settings], tuple[str, ...]]
@@ -33,9 +33,11 @@ class Remote:
     opened: Opened
     problems: Callable[[Settings], Mapping[str, str]] = lambda _settings: {}
     """Why its ``builders`` or ``services`` can't be used under settings that are there, each with the setting's name."""
+    builders: bool = True
+    services: bool = True
 
 
-#: The remote platforms: any process may call them.
+#: The platforms that any process may call.
 REMOTE: Mapping[str, Remote] = {
     "fly": Remote(fly.traits, fly.missing, fly.allowance_of, fly.opened),
     "koyeb": Remote(koyeb.traits, koyeb.missing, koyeb.allowance_of, koyeb.opened),
@@ -103,5 +105,7 @@ def entries(settings: Settings) -> dict[str, Entry]:
             missing=lacks,
             imitated=name in settings.imitate,
             problems={} if lacks else remote.problems(settings),
+            builders=remote.builders,
+            services=remote.services,
         )
     return known
