@@ -56,7 +56,7 @@ def run(root: Path, program: str, *arguments: str) -> str:
     """Run a program of this interpreter's folder in the copy and return its output, which is also shown when it fails."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "SLIPWAY_", "COV"))}
     env = kept | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = (Path(sys.executable).with_name(program), *arguments)
+    command = [str(Path(sys.executable).with_name(program)), *arguments]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

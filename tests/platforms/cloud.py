@@ -255,6 +255,12 @@ class Cloud:
     async def get(self, address: Address, path: str) -> str:
         return await get(address, path)
 
+    async def idled(self) -> bool:
+        imitation = self.account.imitation
+        if imitation is not None and self.account.platform.traits.scale_to_zero == "automatic":
+            await imitation.idle_pass()
+        return imitation is not None
+
     async def ask(self, seen: Inspection) -> str:
         """Return the instance that answers, by what the platform tells its program."""
         assert seen.address is not None

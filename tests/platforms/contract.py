@@ -361,6 +361,24 @@ class ServicesContract:
 
         await until(said, self.seconds)
 
+    async def idled(self) -> bool:
+        """Let the time pass after which the platform puts idle services to sleep by itself; False where it can't be made to."""
+        return True
+
+    async def test_sleep_settings_are_kept_or_told(
+        self, platform: Platform, services: Services, service_spec: ServiceSpec
+    ) -> None:
+        """An idle time out of the traits' bounds becomes the nearest, which the API warns of or refuses by the same traits."""
+        traits = platform.traits
+        assert 1 <= traits.min_idle_seconds <= (traits.max_idle_seconds or 86_400) <= 86_400
+        drowsy, _ = await self.up(services, dataclasses.replace(service_spec, idle_seconds=1))
+        patient = self.variant(service_spec, service=name("svc"), idle_seconds=86_400, scale_min=1)
+        kept, _ = await self.up(services, patient)
+        if await self.idled():
+            by_itself = traits.scale_to_zero == "automatic"
+            assert (await services.inspect(drowsy)).phase is (Phase.ASLEEP if by_itself else Phase.RUNNING)
+        assert (await services.inspect(kept)).phase is Phase.RUNNING
+
     async def test_sizes_fit_or_are_refused(self, services: Services, service_spec: ServiceSpec) -> None:
         got = services.fit(service_spec.size)
         assert got.memory_mb >= service_spec.size.memory_mb

@@ -26,6 +26,7 @@ from app.platforms.base import (
     Transient,
 )
 from app.platforms.fly import places
+from app.platforms.fly.answers import Machine
 from app.platforms.fly.client import authorization, bare
 from tests.images.support import Place, registry
 from tests.platforms import cloud
@@ -203,6 +204,28 @@ async def test_404_right_after_create_is_not_the_end(place: FlyImitation, builde
     place.apps[launched.handle.partition("/")[0]].machines.clear()  # nor does the listing know it yet
     seen = await builders.inspect(Ref(name=spec.name, handle=launched.handle))
     assert seen.phase is Phase.STARTING
+
+
+async def test_a_slow_start_is_starting_and_not_started_again(
+    place: FlyImitation, builders: fly.FlyBuilders, services: fly.FlyServices, spec: ServiceSpec
+) -> None:
+    place.host.released.clear()
+    builder = cloud.builder_spec()
+    first = await builders.launch(builder)
+    assert (await builders.launch(builder)).handle == first.handle
+    assert (await builders.inspect(Ref(name=builder.name, handle=first.handle))).phase is Phase.STARTING
+    ref = reference(spec, (await services.deploy(spec)).handle)
+    assert (await services.inspect(ref)).phase is Phase.STARTING
+    place.host.released.set()
+    await up(services, spec)
+    assert (machines(place, builder.name), machines(place, spec.release)) == (1, 1)
+
+
+@pytest.mark.parametrize("said", [True, False, "stop", "suspend"])
+def test_autostop_may_be_answered_as_a_word_or_a_boolean(said: bool | str) -> None:
+    machine = Machine.model_validate({"id": "m1", "config": {"services": [{"autostop": said}]}})
+    assert machine.config is not None
+    assert machine.config.services[0].autostop == said
 
 
 @pytest.mark.parametrize("trouble", ["app not visible", "app unauthorized"])
