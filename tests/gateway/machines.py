@@ -23,32 +23,19 @@ from app.models import Artifact, Project, Release, Service
 from app.platforms.base import (
     Address,
     Inspection,
-    Launched,
-    Listing,
-    LogLine,
     Phase,
     Platform,
     ServiceRef,
-    ServiceSpec,
-    Size,
     StartFailed,
-    Traits,
     Transient,
 )
 from app.platforms.catalog import Catalog, Entry
 from app.secrets import Keyring
 from app.settings import Settings
+from benchmarks.noop import TRAITS, Services
 from tests.gateway.support import Upstream, comes_true, upstream
 
 NAME = "machines"
-TRAITS = Traits(
-    scale_to_zero="manual",
-    idle_signal="requests",
-    exit_codes=True,
-    private_registry=True,
-    own_registry=None,
-    remote=False,
-)
 CALL_SECONDS = 10.0
 
 
@@ -170,10 +157,11 @@ async def platform() -> AsyncIterator[Machines]:
         await machines.stop()
 
 
-class MachineServices:
-    """The platform's client: the verbs a gateway comes by."""
+class MachineServices(Services):
+    """The platform's client: the verbs a gateway comes by; the others do nothing."""
 
     def __init__(self, port: int) -> None:
+        super().__init__()
         self._port = port
 
     async def _call(self, verb: str, ref: ServiceRef) -> dict[str, str]:
@@ -204,27 +192,6 @@ class MachineServices:
         if answer:
             return Inspection(phase=Phase.RUNNING, address=Address(**answer))
         return Inspection(phase=Phase.ASLEEP)
-
-    def fit(self, size: Size) -> Size:
-        return size
-
-    async def deploy(self, spec: ServiceSpec) -> Launched:
-        raise NotImplementedError
-
-    async def activate(self, ref: ServiceRef) -> None:
-        raise NotImplementedError
-
-    async def retire(self, ref: ServiceRef) -> None:
-        raise NotImplementedError
-
-    async def delete(self, ref: ServiceRef) -> None:
-        raise NotImplementedError
-
-    async def list_ours(self, installation: str) -> Listing:
-        raise NotImplementedError
-
-    async def logs(self, ref: ServiceRef, *, limit: int = 200) -> list[LogLine]:
-        raise NotImplementedError
 
 
 @asynccontextmanager

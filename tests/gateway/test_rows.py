@@ -23,7 +23,8 @@ from app.lifecycle import ServiceStatus
 from app.models import GatewayLease, Service
 from app.platforms.catalog import Catalog, Entry
 from app.services import sleep_wake
-from tests.gateway.machines import NAME, TRAITS, Machines, add_service, manual_context, platform, status_of
+from benchmarks.noop import TRAITS
+from tests.gateway.machines import NAME, Machines, add_service, manual_context, platform, status_of
 from tests.gateway.support import comes_true, connected, problem_of
 from tests.support.waiting import eventually, free_port
 

@@ -1,6 +1,7 @@
 """README.md beside this file names tests that exist, in the files of their platform or of all platforms."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,17 @@ COLUMNS = ("fly", "koyeb", "northflank", "railway", "local")
 IMITATIONS = (FlyImitation, KoyebImitation, NorthflankImitation, RailwayImitation)
 
 
-def tests_of(platform: str) -> set[str]:
+@functools.cache
+def names_in(file: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(file.read_text()))
+    return {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name[:5] == "test_"}
+
+
+def known_to(platform: str) -> set[str]:
     """Return the names of a platform's tests, those of its contract and of its imitation among them."""
     own = [*HERE.glob(f"test_{platform}*.py"), *(HERE.parent / "imitations").glob(f"test_{platform}.py")]
     own += (HERE.parent / "local").glob("test_*.py") if platform == "local" else []
-    nodes = (node for file in (*own, *SHARED) for node in ast.walk(ast.parse(file.read_text())))
-    return {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name[:5] == "test_"}
+    return set().union(*map(names_in, (*own, *SHARED)))
 
 
 def named(cell: str) -> set[str]:
@@ -33,7 +39,7 @@ def named(cell: str) -> set[str]:
 
 @pytest.mark.parametrize("column", range(5), ids=COLUMNS)
 def test_each_trap_has_a_test_or_a_reason_on_each_platform(column: int) -> None:
-    known, rows = tests_of(COLUMNS[column]), list(pages.rows(pages.section(PAGE, "Traps of more than one platform")))
+    known, rows = known_to(COLUMNS[column]), list(pages.rows(pages.section(PAGE, "Traps of more than one platform")))
     assert len(rows) > 15
     for trap, *cells in rows:
         assert named(cells[column]) <= known, trap
@@ -44,11 +50,11 @@ def test_the_traps_of_one_platform_have_tests() -> None:
     for platform, trap, cell in pages.rows(pages.section(PAGE, "Traps of one platform")):
         found = named(cell)
         assert found, trap
-        assert found <= tests_of(pages.words(platform)[0]), trap
+        assert found <= known_to(pages.words(platform)[0]), trap
 
 
 def test_a_test_that_is_none_is_noticed() -> None:
-    assert "test_of_nothing" not in tests_of("fly")
+    assert "test_of_nothing" not in known_to("fly")
     assert named("`test_of_nothing`, `fly`") == {"test_of_nothing"}
 
 
