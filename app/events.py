@@ -9,7 +9,7 @@ events of all later ones, no longer than that.
 import re
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, String, and_, cast, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, String, and_, case, cast, func, literal, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.models import Event, Xid8
@@ -56,8 +56,12 @@ def xid8(value: int) -> ColumnElement[int]:
 
 
 def later(than: Position) -> ColumnElement[bool]:
-    """Return the condition that an event comes after a position."""
-    return tuple_(Event.xid, Event.id) > tuple_(xid8(than.xid), literal(than.id))
+    """Return the condition that an event comes after a position.
+
+    One from a transaction that this server has not reached is from before a restore: see ``after_restore``.
+    """
+    of_here = xid8(than.xid) < func.pg_snapshot_xmax(func.pg_current_snapshot())
+    return tuple_(Event.xid, Event.id) > tuple_(case((of_here, xid8(than.xid)), else_=xid8(0)), literal(than.id))
 
 
 async def read(session: AsyncSession, after: Position, limit: int, *where: ColumnElement[bool]) -> list[Event]:
@@ -80,3 +84,26 @@ async def nth(session: AsyncSession, after: Position, number: int, *where: Colum
     statement = select(Event.xid, Event.id).where(and_(settled(), later(after), *where))
     row = (await session.execute(statement.order_by(Event.xid, Event.id).offset(number - 1).limit(1))).one_or_none()
     return Position(*row) if row else None
+
+
+_RESTORED = text("select xid >= pg_snapshot_xmax(pg_current_snapshot()) from event order by id desc limit 1")
+_ENDPOINTS = text("""
+    update webhook set xid = '0', event_id = coalesce(
+        (select min(id) - 1 from event where event.project_id = webhook.project_id
+            and (event.xid, event.id) > (webhook.xid, webhook.event_id)), event_id)
+""")
+_EVENTS = text("update event set xid = '0' where xid > '0'")
+
+
+async def after_restore(session: AsyncSession) -> bool:
+    """Put events in order again whose transactions are of another server: a dump that was restored into a new one.
+
+    A new server counts transactions from the start, so that old events would come after all new ones, and not be read for
+    ages. They get the transaction 0, and their ids order them; an endpoint may be told again of what was near its position.
+    Returns whether there was anything to do.
+    """
+    if not (await session.execute(_RESTORED)).scalar_one_or_none():
+        return False
+    await session.execute(_ENDPOINTS)
+    await session.execute(_EVENTS)
+    return True

@@ -6,11 +6,12 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+import structlog
 from fastapi import APIRouter, FastAPI
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import __version__, db, faults, keys, leases
+from app import __version__, db, events, faults, keys, leases
 from app.api import (
     builds,
     cors,
@@ -38,6 +39,8 @@ from app.platforms.catalog import REMOTE, Catalog, entries
 from app.secrets import Keyring, KeysError, home_keys, parse_keys
 from app.services import pull
 from app.settings import MIB, Settings
+
+log = structlog.get_logger()
 
 TAGS = [
     {"name": "builds", "description": "One request: a source and where it shall run."},
@@ -114,6 +117,8 @@ async def open_context(
         pool = await stack.enter_async_context(db.open_pool(database_url, size=pool_size or settings.database_pool))
         async with sessions.begin() as session:
             installation = await db.installation(session, keyring)
+            if await events.after_restore(session):
+                log.warning("events of another server are in order again; followers go on by their ids")
         keys = [keyring.derive("registry-token", k) for k in keyring.keys]
         images = Images(settings, keys, authenticate=pull.authenticator(sessions, keyring))
         stack.push_async_callback(images.close)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -10,7 +11,7 @@ from app import events
 from app.models import Event, Project
 from app.outbox import add_event
 from tests.support.waiting import eventually
-from tests.support.world import World
+from tests.support.world import World, world
 
 
 async def project_id(here: World) -> str:
@@ -84,3 +85,27 @@ def test_what_is_no_position(text: str) -> None:
 
 def test_a_position_is_read_as_it_was_written() -> None:
     assert events.parse(str(events.Position(7421, 99))) == (7421, 99)
+
+
+async def test_after_a_restore_into_a_new_server_nothing_is_lost_and_the_order_is_that_of_the_ids(
+    here: World, database_url: str, tmp_path: Path
+) -> None:
+    project, far = await project_id(here), 2**40
+    for kind in ("test.first", "test.second"):
+        async with here.context.sessions.begin() as session:
+            add_event(session, project, kind, {})
+    await here.settled()
+    old = (await read(here, events.START))[0]
+    # As a dump of a server that had counted further looks in this one.
+    await here.sql("update event set xid = (xid::text::bigint + :far)::text::xid8", far=far)
+    assert await read(here, events.START) == [], "events of the future are not settled"
+    async with world(database_url, tmp_path / "restored") as restored:
+        async with restored.context.sessions.begin() as session:
+            add_event(session, project, "test.third", {})
+        await restored.settled()
+        kinds = [e.kind for e in await read(restored, events.START)]
+        assert [k for k in kinds if k.startswith("test.")] == ["test.first", "test.second", "test.third"]
+        left_off = events.Position(old.xid + far, old.id)
+        assert [e.kind for e in await read(restored, left_off)][:1] == ["test.second"]
+        async with restored.context.sessions.begin() as session:
+            assert not await events.after_restore(session), "it is done once"
