@@ -23,7 +23,8 @@ from app.imitations.server import serving
 from app.lifecycle import ServiceStatus
 from app.models import Release, Service
 from app.platforms.catalog import Entry
-from tests.gateway.machines import TRAITS, add_service, manual_context, status_of
+from benchmarks.noop import TRAITS
+from tests.gateway.machines import add_service, manual_context, status_of
 from tests.support.waiting import eventually
 
 FAR = "far"
