@@ -73,6 +73,8 @@ class KoyebImitation(Imitation):
             {"status": 400, "code": "authorization_error", "message": "your plan does not allow this", "fields": []},
             operations=_CREATE,
         ),
+        # koyeb.md §2 Errors: there is no 409
+        "exists": Fault(400, _bad("name", "already exists").body, operations=_CREATE, after=True),
         "unauthorized": Fault(401, {"status": 401, "code": "authentication_error", "message": "Invalid token"}),
         "new status": Fault(
             200,

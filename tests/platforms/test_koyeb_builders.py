@@ -143,7 +143,7 @@ async def test_a_builder_that_ended_was_started_again_and_counts_as_failed(
     assert "started again" in (seen.message or "")
 
 
-@pytest.mark.parametrize("trap", ["cut after success", "504 after success"])
+@pytest.mark.parametrize("trap", ["cut after success", "504 after success", "exists"])
 async def test_a_launch_that_went_through_without_an_answer_is_found_by_its_name(
     imitation: KoyebImitation, builders: Builders, trap: str
 ) -> None:

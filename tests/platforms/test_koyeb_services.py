@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from app.imitations.koyeb import KoyebImitation
+from app.imitations.koyeb_machines import App
 from app.platforms.address import request_for
 from app.platforms.base import (
     Address,
@@ -159,6 +160,14 @@ async def test_a_rollout_that_went_through_without_an_answer_is_found(
     (service,) = imitation.services
     assert len(service.deployments) == 2
     assert new.handle == f"{service.id}/{service.latest.id}"
+
+
+async def test_what_somebody_else_has_just_made_is_ours_too(imitation: KoyebImitation, services: Services) -> None:
+    for operation in ("create app", "create secret", "create service"):
+        imitation.misbehave("exists", operation)
+    spec = unpulled(secrets={"KEY": "x"})
+    await services.deploy(spec)
+    assert (len(imitation.apps), len(imitation.services), len(imitation.secrets)) == (1, 1, 1)
 
 
 async def test_a_rollout_that_did_not_go_through_is_asked_for_again_by_the_caller(
@@ -389,3 +398,12 @@ async def test_an_app_without_a_service_is_listed_and_deleted(imitation: KoyebIm
     assert item.ref.name == spec.service
     await services.delete(ServiceRef(service=spec.service, release=""))
     assert (await services.list_ours(INSTALLATION)).items == ()
+
+
+async def test_a_listing_is_read_to_its_last_page(imitation: KoyebImitation, services: Services) -> None:
+    for _ in range(150):
+        app = App(name("svc"), "", delete_when_empty=False)
+        imitation.apps[app.name] = app
+    listing = await services.list_ours(INSTALLATION)
+    assert {item.ref.name for item in listing.items} == set(imitation.apps)
+    assert listing.complete

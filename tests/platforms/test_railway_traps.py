@@ -189,6 +189,17 @@ async def test_a_throttle_inside_a_200_is_waited_out_by_the_caller(imitation: Ra
     assert (imitation.count("serviceCreate"), imitation.services) == (1, {})
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["You do this too quickly", "Your plan allows 5 of them per hour", "Rate limit exceeded", "Too many requests"],
+)
+async def test_a_throttle_is_known_by_each_of_its_words(imitation: RailwayImitation, builders: Any, said: str) -> None:
+    body = {"errors": [{"message": said, "extensions": {"code": "INTERNAL_SERVER_ERROR"}}], "data": None}
+    imitation.misbehave("throttle in 200", "project", times=10, body=body)
+    with pytest.raises(RateLimited):
+        await builders.list_ours(INSTALLATION)
+
+
 async def test_a_429_is_tried_again(imitation: RailwayImitation, builders: Any) -> None:
     imitation.misbehave("429", "project", times=2)
     assert (await builders.list_ours(INSTALLATION)).complete
