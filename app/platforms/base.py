@@ -11,6 +11,7 @@ Rules that hold for every verb:
 - It has a timeout of its own and raises only the errors below, which say what the caller does next.
 - No secret appears in an error, a log line or a process list.
 """
+# Over 250 lines: the whole contract of a platform, to be read from top to bottom.
 
 import asyncio
 from collections.abc import Mapping

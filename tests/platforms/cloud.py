@@ -4,6 +4,7 @@ A platform's test subclasses ``Cloud`` beside each half of the contract and name
 are those of the environment and nothing is made quick; all else is the same, down to the program that runs: ``agent.go`` in a
 registry, which on a real account is ``SLIPWAY_REGISTRY``, in a repository that the platform may pull builder images from.
 """
+# Over 250 lines: what the clouds' tests share, most of it one class of fixtures.
 
 import asyncio
 import contextlib

@@ -1,4 +1,5 @@
 """Services on Koyeb and the traps around them; each test names what goes wrong without its guard."""
+# Over 250 lines: one trap after the other.
 
 import dataclasses
 import json

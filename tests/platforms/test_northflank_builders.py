@@ -1,4 +1,5 @@
 """Northflank's traps for builders, each with the guard that a failure here shows to be gone."""
+# Over 250 lines: one trap after the other.
 
 import dataclasses
 import json

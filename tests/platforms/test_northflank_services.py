@@ -1,4 +1,5 @@
 """Northflank's traps for services, each with the guard that a failure here shows to be gone."""
+# Over 250 lines: one trap after the other.
 
 import asyncio
 import dataclasses

@@ -1,4 +1,5 @@
 """Each trap that is known of Railway, sprung on the imitation: a test fails when its guard is taken away."""
+# Over 250 lines: one trap after the other.
 
 import dataclasses
 import json
@@ -34,7 +35,8 @@ from app.platforms.railway import builders as builders_module
 from app.platforms.railway import documents
 from app.platforms.railway import services as services_module
 from app.platforms.railway.client import Deployment, Instance, PlanLimit, RailwayApi, ServiceInstance
-from app.platforms.railway.objects import Objects, long_name, short_name
+from app.platforms.railway.names import long_name, short_name
+from app.platforms.railway.objects import Objects
 from tests.images.support import Place, registry
 from tests.platforms import cloud
 from tests.platforms import railway_support as support
@@ -449,15 +451,15 @@ async def test_a_deployment_that_ends_just_before_its_stop_is_over(
     spec = cloud.builder_spec("print('done')")
     ref = Ref(name=spec.name, handle=(await builders.launch(spec)).handle)
     await reaches(builders, ref, Phase.EXITED)
-    objects, [deployment] = builders._objects, imitation.deployments
-    known = await objects.deployment(deployment.id)
+    ours, [deployment] = builders._objects.deployments, imitation.deployments
+    known = await ours.one(deployment.id)
     deployment.status = "REMOVED"
     for earlier in ("QUEUED", "DEPLOYING", "SUCCESS"):
-        await objects.end(known.model_copy(update={"status": earlier, "stopped": False}))
+        await ours.end(known.model_copy(update={"status": earlier, "stopped": False}))
     imitation.misbehave("bad input", "deploymentStop")
     deployment.status, deployment.stopped = "SUCCESS", False
     with pytest.raises(Rejected):
-        await objects.end(known.model_copy(update={"stopped": False}))
+        await ours.end(known.model_copy(update={"stopped": False}))
 
 
 #: railway.md §3, the table of deployment statuses: as a builder's phase, and as a service's.

@@ -9,7 +9,9 @@ from weakref import WeakValueDictionary
 
 from app.platforms.base import BuilderSpec, Inspection, Launched, Listing, LogLine, Misconfigured, Phase, Ref, Size
 from app.platforms.railway.client import NAME, Deployment
-from app.platforms.railway.objects import REMOVED, STARTING, Objects, check_values, fit, parts
+from app.platforms.railway.deployments import REMOVED, STARTING
+from app.platforms.railway.names import check_values, fit, parts
+from app.platforms.railway.objects import Objects
 
 
 class RailwayBuilders:
@@ -54,7 +56,7 @@ class RailwayBuilders:
     async def inspect(self, ref: Ref) -> Inspection:
         """Look at the deployment that we were given; at the service's newest only when that one was replaced or is unknown."""
         service, deployment_id = parts(ref.handle)
-        deployment = await self._objects.deployment(deployment_id) if deployment_id else None
+        deployment = await self._objects.deployments.one(deployment_id) if deployment_id else None
         if deployment is None or deployment.status in REMOVED:
             if service is None:
                 found = await self._objects.named(ref.name)
@@ -70,7 +72,7 @@ class RailwayBuilders:
         seen_phase = phase_of(deployment)
         message = None
         if deployment is not None and seen_phase is Phase.FAILED:
-            message, _ = await self._objects.last_words(deployment)
+            message, _ = await self._objects.deployments.last_words(deployment)
         return Inspection(phase=seen_phase, handle=handle, region=ref.region, message=message)
 
     async def stop(self, ref: Ref) -> None:
@@ -87,7 +89,7 @@ class RailwayBuilders:
         if deployment is None:
             found = await self._objects.named(ref.name)
             deployment = found[0].latest.id if found and found[0].latest else None
-        return await self._objects.lines(deployment, limit) if deployment else []
+        return await self._objects.deployments.lines(deployment, limit) if deployment else []
 
 
 def phase_of(deployment: Deployment | None) -> Phase:

@@ -1,90 +1,28 @@
 """What builders and services have in common: Railway services in one environment of one project, found by name.
 
-A service name has at most 32 characters (docs.railway.com, services), ours have 41: the installation and the id without what
-stands between them are just 32. The kind is left out, so builders and services live in projects of their own.
-
 Nothing here can be created twice without harm, and there are no idempotency keys: the name is the key. Listings are read to
 their last page, and a deletion counts only when a listing no longer has the service.
 """
-# Over 250 lines: finding, making, ending and reading one kind of thing, which builders and services both do.
 
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field
-
-from app.platforms.base import (
-    Found,
-    ImageRef,
-    Listing,
-    LogLine,
-    Phase,
-    RateLimited,
-    Ref,
-    Rejected,
-    Size,
-    Transient,
-    Unsupported,
-)
+from app.platforms.base import Found, Listing, Phase, RateLimited, Ref, Size, Transient
 from app.platforms.budget import Kind as BudgetKind
 from app.platforms.failures import Missing
-from app.platforms.http import Wire
 from app.platforms.railway import documents
-from app.platforms.railway.client import (
-    NAME,
-    Deployment,
-    Event,
-    Line,
-    Page,
-    PlanLimit,
-    RailwayApi,
-    Service,
-    ServiceInstance,
-)
+from app.platforms.railway.answers import Everything
+from app.platforms.railway.client import NAME, Deployment, PlanLimit, RailwayApi, Service, ServiceInstance
+from app.platforms.railway.deployments import Deployments
+from app.platforms.railway.names import Kind, long_name, short_name
 
 MAX_PAGES = 50
 APPEAR_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Reads trail writes: for these 30 seconds what was just created may be "not found", and what was deleted be listed."""
-LAST_LINES = 5
 
-PENDING = frozenset({"QUEUED", "WAITING", "NEEDS_APPROVAL", "INITIALIZING", "BUILDING"})
-STARTING = frozenset({"QUEUED", "WAITING", "INITIALIZING", "BUILDING", "DEPLOYING"})
-REMOVED = frozenset({"REMOVING", "REMOVED"})
-ENDED = REMOVED | {"CRASHED", "FAILED", "SKIPPED"}
-
-Kind = Literal["run", "svc"]
 T = TypeVar("T")
-
-
-def short_name(name: str) -> str:
-    """Return the name that a resource of ours has at Railway; names that aren't of our form stay as they are."""
-    match = re.fullmatch(r"slp-([0-9a-z]{6})-[a-z]{3}-([0-9a-v]{26})", name)
-    return match[1] + match[2] if match else name
-
-
-def long_name(short: str, kind: Kind) -> str | None:
-    """Return our name for a service at Railway, None when it isn't one of ours."""
-    match = re.fullmatch(r"([0-9a-z]{6})([0-9a-v]{26})", short)
-    return f"slp-{match[1]}-{kind}-{match[2]}" if match else None
-
-
-def fit(size: Size, most: Size) -> Size:
-    """Return the size as asked, since Railway takes any, up to what the plan allows."""
-    if size.cpus > most.cpus or size.memory_mb > most.memory_mb:
-        message = f"the plan allows at most {most.cpus:g} vCPU and {most.memory_mb} MiB"
-        raise Unsupported(NAME, "fit", message)
-    return Size(cpus=size.cpus, memory_mb=size.memory_mb)
-
-
-def check_values(values: Mapping[str, str]) -> None:
-    """Refuse values that Railway would expand: ``${{…}}`` reads other variables of the project, and can't be escaped."""
-    for name, value in values.items():
-        if "${{" in value:
-            message = f"the value of {name} holds ${{{{, which Railway would replace; encode it, for example as base64"
-            raise Rejected(NAME, "deploy", message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,55 +35,12 @@ class Thing:
     latest: Deployment | None
 
 
-class _ServiceEdge(Wire):
-    node: Service
-
-
-class _Services(Wire):
-    edges: tuple[_ServiceEdge, ...]
-    page: Page = Field(alias="pageInfo")
-
-
-class _InstanceNode(Wire):
-    service: str = Field(alias="serviceId")
-    latest: Deployment | None = Field(None, alias="latestDeployment")
-
-
-class _InstanceEdge(Wire):
-    node: _InstanceNode
-
-
-class _Instances(Wire):
-    edges: tuple[_InstanceEdge, ...]
-    page: Page = Field(alias="pageInfo")
-
-
-class _Project(Wire):
-    services: _Services
-
-
-class _Environment(Wire):
-    instances: _Instances = Field(alias="serviceInstances")
-
-
-class _Everything(Wire):
-    project: _Project
-    environment: _Environment
-
-
-class _EventEdge(Wire):
-    node: Event
-
-
-class _Events(Wire):
-    edges: tuple[_EventEdge, ...]
-
-
 class Objects:
     """The services of one environment. ``kind`` says what they are to us."""
 
     def __init__(self, api: RailwayApi, *, project: str, environment: str, kind: Kind, most: Size) -> None:
         self.api = api
+        self.deployments = Deployments(api)
         self.project = project
         self.environment = environment
         self.kind: Kind = kind
@@ -168,12 +63,12 @@ class Objects:
             for s in services.values()
         ]
 
-    async def _pages(self, document: documents.Document) -> AsyncIterator[_Everything]:
+    async def _pages(self, document: documents.Document) -> AsyncIterator[Everything]:
         cursors: tuple[str | None, str | None] = (None, None)
         for _ in range(MAX_PAGES):
             page = await self.api.ask_all(
                 document,
-                _Everything,
+                Everything,
                 project=self.project,
                 environment=self.environment,
                 services=cursors[0],
@@ -304,39 +199,6 @@ class Objects:
 
     # ------------------------------------------------------------------------------------------------ end
 
-    async def end(self, deployment: Deployment) -> None:
-        """Cancel or stop a deployment, whichever its state takes; done when it is over already."""
-        if deployment.stopped or deployment.status in ENDED:
-            return
-        document = documents.CANCEL if deployment.status in PENDING else documents.STOP
-        try:
-            await self.api.ask(document, bool, _FIELDS[document.name], id=deployment.id)
-        except Missing:
-            return
-        except Rejected:
-            # It has moved on meanwhile: left the queue, or ended by itself.
-            now = await self.deployment(deployment.id)
-            if now is not None and now.status == deployment.status and not now.stopped:
-                raise
-            if now is not None:
-                await self.end(now)
-
-    async def deployment(self, deployment: str) -> Deployment | None:
-        """Return a deployment's state, None when it isn't there."""
-        try:
-            return await self.api.ask(documents.DEPLOYMENT, Deployment, "deployment", id=deployment)
-        except Missing:
-            return None
-
-    async def drop(self, deployment: Deployment) -> None:
-        """End a deployment and remove it."""
-        await self.end(deployment)
-        if deployment.status not in REMOVED:
-            try:
-                await self.api.ask(documents.REMOVE, bool, _FIELDS[documents.REMOVE.name], id=deployment.id)
-            except Missing:
-                return
-
     async def remove(self, name: str) -> None:
         """Delete every service of this name with all it has, and see to it that a listing has none of them any more."""
         for wait in (*APPEAR_WAITS, None):
@@ -354,67 +216,9 @@ class Objects:
 
     async def _delete(self, thing: Thing) -> None:
         if thing.latest is not None:
-            await self.end(thing.latest)
+            await self.deployments.end(thing.latest)
         try:
             # Without an environment: with one, a service that is also in another environment would stay there.
             await self.api.ask(documents.DELETE_SERVICE, bool, "serviceDelete", id=thing.service)
         except Missing:
             return
-
-    # ------------------------------------------------------------------------------------------------ logs
-
-    async def lines(self, deployment: str, limit: int) -> list[LogLine]:
-        """Return a deployment's last lines, oldest first."""
-        try:
-            found = await self.api.ask(
-                documents.LOGS, list[Line], "deploymentLogs", deployment=deployment, limit=min(max(limit, 1), 5000)
-            )
-        except Missing:
-            return []
-        lines = [LogLine(at=datetime.fromisoformat(x.timestamp), text=x.message, stream=_stream(x)) for x in found]
-        return sorted(lines, key=lambda line: line.at)[-limit:]
-
-    async def last_words(self, deployment: Deployment) -> tuple[str, bool]:
-        """Say why a deployment failed, and whether it was its health check.
-
-        A deployment that never ran has no log: what is known of it is in its events.
-        """
-        said = "; ".join(line.text for line in await self.lines(deployment.id, LAST_LINES))[-500:]
-        what = "The program ended" if deployment.status == "CRASHED" else f"The deployment is {deployment.status}"
-        events: tuple[_EventEdge, ...] = ()
-        if deployment.status != "CRASHED":
-            try:
-                events = (
-                    await self.api.ask(documents.EVENTS, _Events, "deploymentEvents", deployment=deployment.id)
-                ).edges
-            except Missing:
-                events = ()
-        wrong = [(e.node.step, p.error or p.reason or p.detail) for e in events if (p := e.node.payload)]
-        causes = "; ".join(f"{step}: {text}" for step, text in wrong if text)[-500:]
-        message = ": ".join(t for t in (what, causes, said) if t)
-        return message, any(step == "HEALTHCHECK" and text for step, text in wrong)
-
-
-_FIELDS = {
-    documents.CANCEL.name: "deploymentCancel",
-    documents.STOP.name: "deploymentStop",
-    documents.REMOVE.name: "deploymentRemove",
-}
-
-
-def _stream(line: Line) -> Literal["stdout", "stderr"]:
-    return "stderr" if (line.severity or "").lower() in {"error", "err"} else "stdout"
-
-
-def image_source(image: ImageRef) -> dict[str, Any]:
-    """Return the fields that name a service's image by digest, and the credential it is pulled with."""
-    fields: dict[str, Any] = {"source": {"image": image.reference}}
-    if image.username and image.password:
-        fields["registryCredentials"] = {"username": image.username, "password": image.password}
-    return fields
-
-
-def parts(handle: str | None) -> tuple[str | None, str | None]:
-    """Split a handle, ``<service>/<deployment>``, into what is there of it."""
-    service, _, deployment = (handle or "").partition("/")
-    return service or None, deployment or None

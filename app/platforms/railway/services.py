@@ -40,7 +40,9 @@ from app.platforms.base import (
 from app.platforms.http import trust
 from app.platforms.railway import documents
 from app.platforms.railway.client import NAME, Deployment, Domain, ServiceInstance
-from app.platforms.railway.objects import REMOVED, STARTING, Objects, check_values, fit, image_source, parts
+from app.platforms.railway.deployments import REMOVED, STARTING
+from app.platforms.railway.names import check_values, fit, image_source, parts
+from app.platforms.railway.objects import Objects
 
 MARK = "SLIPWAY_RELEASE"
 AFTER = "SLIPWAY_AFTER"
@@ -209,7 +211,7 @@ class RailwayServices:
             return Inspection(phase=Phase.GONE)
         phase, message, address = phase_of(own), None, None
         if phase is Phase.FAILED:
-            message, _ = await self._objects.last_words(own)
+            message, _ = await self._objects.deployments.last_words(own)
         elif phase is Phase.RUNNING and (wrong := _other_image(view)) is not None:
             phase, message = Phase.FAILED, wrong
         elif phase is Phase.RUNNING:
@@ -232,7 +234,7 @@ class RailwayServices:
         async with self._locks.setdefault(ref.service, asyncio.Lock()):
             view = await self._view(ref)
             if view is not None and view.own is not None and view.own.status != "SLEEPING":
-                await self._objects.end(view.own)
+                await self._objects.deployments.end(view.own)
 
     async def wake(self, ref: ServiceRef) -> Address:
         """Wake what Railway put to sleep by a request, deploy anew what we stopped; returns once it listens."""
@@ -277,7 +279,9 @@ class RailwayServices:
             if seen.address is not None:
                 return seen.address
             if seen.phase in {Phase.FAILED, Phase.EXITED, Phase.GONE}:
-                message, unhealthy = await self._objects.last_words(view.own) if view.own else ("It is gone.", False)
+                message, unhealthy = (
+                    await self._objects.deployments.last_words(view.own) if view.own else ("It is gone.", False)
+                )
                 raise StartFailed(NAME, "wake", message, reason="not_listening" if unhealthy else "crashed_at_start")
             if self._clock() > end:
                 message = f"The program did not pass its health check within {self._start_seconds:g} seconds."
@@ -296,7 +300,7 @@ class RailwayServices:
             if view is None:
                 return
             if view.own is not None:
-                await self._objects.drop(view.own)
+                await self._objects.deployments.drop(view.own)
             if not view.current:
                 return
             serving = next((d for d in view.seen.active if _serves(d) and d != view.own), None)
@@ -333,7 +337,7 @@ class RailwayServices:
     async def logs(self, ref: ServiceRef, *, limit: int = 200) -> list[LogLine]:
         """Return the last lines of the release's deployment."""
         view = await self._view(ref)
-        return await self._objects.lines(view.own.id, limit) if view is not None and view.own else []
+        return await self._objects.deployments.lines(view.own.id, limit) if view is not None and view.own else []
 
 
 def _serves(deployment: Deployment) -> bool:
