@@ -11,6 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityS
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import ClientDisconnect
 
+from app.builds.caller import authenticate
 from app.context import Context
 from app.db import transaction
 from app.errors import Refusal, forbidden, too_large, unauthorized
@@ -68,6 +69,16 @@ async def get_caller(
     for scope in wanted.scopes:
         need(caller, scope)
     return caller
+
+
+async def identify(request: Request) -> None:
+    """Refusal (401, 403) unless the request has a good key, or on the builder's side its run's token."""
+    credentials = await bearer(request)
+    run_id = request.path_params.get("run_id")
+    if run_id is not None:
+        authenticate(request.app.state.context, run_id, await get_token(credentials))
+    else:
+        await get_caller(SecurityScopes(), credentials, request.app.state.doorman)
 
 
 def need(caller: Holder, scope: str) -> None:

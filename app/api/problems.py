@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
+from app.api.deps import identify
 from app.api.schemas import Problem
 from app.db import DATABASE_AWAY, is_away
 from app.errors import FieldError, Refusal, unavailable
@@ -60,7 +61,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return respond(request, from_validation(error.errors()))
+        refusal = from_validation(error.errors())
+        if refusal.status == 400:  # the body was read before anybody asked for a key
+            try:
+                await identify(request)
+            except Refusal as unknown:
+                refusal = unknown
+        return respond(request, refusal)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from app.images import blobs, collect, manifests
 from app.images.client import Registry
 from app.images.copy import copy
-from app.images.errors import Fault, ImageNotFound, RegistryDenied
+from app.images.errors import Fault, ImageNotFound, RegistryDenied, RegistryUnavailable
 from app.images.guard import Authenticate
 from app.images.inspect import ImageInfo, inspect
 from app.images.reference import check_repository
@@ -121,11 +121,23 @@ class Images:
         return self._grant(self._own_address(remote=remote), repository, token)
 
     async def land(self, repository: str, digest: str) -> None:
-        """See to it that a pushed image is in its final registry; safe to repeat. ImageNotFound: nobody pushed it."""
+        """See to it that a pushed image is in its final registry; safe to repeat. ImageNotFound: nobody pushed it.
+
+        Where builders push by way of us, that is more than we can know: it may lie on another API's disk. Then the error is a
+        RegistryUnavailable, and whoever asks again may reach the right one.
+        """
         if self._outside is None:
             await Disk(self._root).get_manifest(repository, digest)
         elif await self._outside.head_manifest(repository, digest) is None:
-            await copy(Disk(self._root), repository, digest, self._outside, repository)
+            try:
+                await copy(Disk(self._root), repository, digest, self._outside, repository)
+            except ImageNotFound as e:
+                if await self._outside.token(repository, "pull", "push"):
+                    raise
+                raise RegistryUnavailable(
+                    f"{repository} is neither in {self._outside.base_url} nor on this process's disk; several APIs with a "
+                    "registry that has no token service have to share the folder `registry` of SLIPWAY_HOME"
+                ) from e
 
     async def inspect(self, repository: str, digest: str) -> ImageInfo:
         """Read what the image is from the registry that it landed in."""

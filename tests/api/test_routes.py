@@ -34,7 +34,8 @@ async def test_nobody_comes_in_without_a_key(here: World) -> None:
                 if path in PUBLIC:
                     continue
                 # The body is wrong too: who has no key is told nothing about it.
-                answer = await stranger.request(method, filled(path), content=b"{")
+                wrong = {"Content-Type": "application/json"}
+                answer = await stranger.request(method, filled(path), content=b"{", headers=wrong)
                 problem(answer, 401, "unauthorized")
                 assert answer.headers["www-authenticate"] == "Bearer"
 
