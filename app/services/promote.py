@@ -12,7 +12,8 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy.orm import aliased
 
 from app import faults, sql, store
 from app.context import Context
@@ -440,19 +441,33 @@ async def _unwanted(context: Context, session: Session, release: Release | None,
 
 
 async def end_overdue(context: Context) -> int:
-    """End releases that are long past their deadline: nobody can bring them up, or it fails in a way nobody foresaw."""
+    """End releases that are long past their deadline: nobody can bring them up, or it fails in a way nobody foresaw.
+
+    One whose turn did not come for as long as a build may wait is ended, too: whoever runs its platform is not there.
+    """
     late = func.now() - timedelta(seconds=OVERDUE_SECONDS)
+    long_ago = func.now() - timedelta(seconds=context.settings.max_queued_seconds)
+    other = aliased(Release)
+    busy = exists().where(other.service_id == Release.service_id, other.status == ReleaseStatus.DEPLOYING)
+    overdue = and_(Release.status == ReleaseStatus.DEPLOYING, Release.deadline_at < late)
+    forgotten = and_(Release.status == ReleaseStatus.PENDING, Release.created_at < long_ago, ~busy)
     async with context.sessions() as session:
-        statement = select(Release.id).where(Release.status == ReleaseStatus.DEPLOYING, Release.deadline_at < late)
-        ids = (await session.execute(statement.limit(100))).scalars().all()
-    for release_id in ids:
+        found = (
+            await session.execute(select(Release.id, Release.status).where(or_(overdue, forgotten)).limit(100))
+        ).all()
+    for release_id, status in found:
         async with transaction(context.pool) as session:
             locked = await _lock(session, release_id)
-            if locked is not None and locked[2].status == ReleaseStatus.DEPLOYING:
-                _, build, release, _ = locked
+            if locked is None or locked[2].status != status:
+                continue
+            _, build, release, _ = locked
+            if status == ReleaseStatus.DEPLOYING:
                 message = release.message or "It was not brought up in time, and nobody could say why."
                 await _end(context, session, build, release, Reason.INTERNAL_ERROR, message)
-    return len(ids)
+            else:
+                message = f"No process that runs services on {release.platform} took it up in time; start one and promote again."
+                await _end(context, session, build, release, Reason.PLATFORM_MISCONFIGURED, message)
+    return len(found)
 
 
 async def _end(

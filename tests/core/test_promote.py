@@ -166,6 +166,23 @@ async def test_a_release_ends_with_nobody_left_who_can_call_its_platform(here: W
     assert (await here.one(Build, id=build.id)).status == "failed"
 
 
+async def test_a_release_that_nobody_takes_up_ends_and_the_old_one_serves(here: World) -> None:
+    await here.deployed("echo")
+    before = await serving(here, "echo")
+    build = await here.built("echo", env={"NEW": "1"})
+    await here.forget_jobs()  # as of a host that never comes back
+    release = await newest(here, "echo")
+    await here.ago(release, "created_at", here.context.settings.max_queued_seconds - 60)
+    assert await promote.end_overdue(here.context) == 0
+    await here.ago(release, "created_at", here.context.settings.max_queued_seconds + 1)
+    assert await promote.end_overdue(here.context) == 1
+    ended, failed = await here.one(Release, id=release.id), await here.one(Build, id=build.id)
+    assert (ended.status, ended.reason) == ("failed", "platform_misconfigured")
+    assert (failed.status, failed.reason) == ("failed", "platform_misconfigured")
+    assert f"runs services on {NAME}" in str(failed.message)
+    assert await serving(here, "echo") == before
+
+
 async def test_secrets_reach_the_deploy_and_only_it(here: World) -> None:
     _, _, release = await here.deployed("echo", secrets={"KEY": "s3cret-value"})
     unit = here.unit(release)
