@@ -228,7 +228,7 @@ def demo(
 
 @app.command()
 def check(
-    platform: Annotated[str, typer.Argument(help="local, fly, koyeb, northflank or railway.")],
+    platform: Annotated[str, typer.Argument(help="The platform's name, such as local or fly.")],
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out sleep and wake, which may take minutes.")] = False,
     record: Annotated[bool, typer.Option("--record", help="Note a success on the real platform.")] = False,
