@@ -39,6 +39,16 @@ class Context:
         entry = self.catalog.entry(platform)
         return self.settings.wake_timeout_seconds or (entry.traits if entry else Traits).wake_seconds
 
+    def toolchain(self, name: str) -> str | None:
+        """Return what the builders of a platform build with; None when this process does not know.
+
+        On other machines the builder image is all of it, if it is named by its digest: a tag may be another image tomorrow.
+        """
+        if (held := self.platform(name)) is not None and held.toolchain is not None:
+            return held.toolchain
+        entry, image = self.catalog.entry(name), self.settings.builder_image
+        return image if entry is not None and entry.traits.remote and image and "@sha256:" in image else None
+
     def platform(self, name: str) -> Platform | None:
         """Return the platform if this process may call it."""
         return self.catalog.here(name)

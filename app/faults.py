@@ -17,6 +17,8 @@ POINTS = frozenset(
         "dispatch.claimed",
         "dispatch.launched",
         "dispatch.recorded",
+        "reuse.checked",
+        "reuse.committed",
         "claim.committed",
         "report.inspected",
         "report.committed",

@@ -20,7 +20,7 @@ from pgqueuer.types import Channel
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.builds import cleanup, dispatch, retention
+from app.builds import cleanup, dispatch, retention, reuse
 from app.builds import sweep as builds_sweep
 from app.builds.look_after import look_after
 from app.context import Context
@@ -39,6 +39,7 @@ Runner = Callable[[QueueJob], Awaitable[None]]
 
 HANDLERS: dict[Job, tuple[Handler, float]] = {
     Job.DISPATCH: (dispatch.dispatch, 320),
+    Job.REUSE: (reuse.reuse, 60),
     Job.CHECK: (cleanup.check, 150),
     Job.CLEANUP: (cleanup.cleanup, 90),
     Job.PROMOTE: (promote.promote, 900),

@@ -58,7 +58,16 @@ Status = BuildStatus | RunStatus | ReleaseStatus | ServiceStatus
 #: Per kind of row: status → the statuses that may follow. (Nested by kind, since equal words of two kinds are equal keys.)
 TRANSITIONS: dict[type[Status], dict[Status, frozenset[Status]]] = {
     BuildStatus: {
-        BuildStatus.QUEUED: frozenset({BuildStatus.DISPATCHING, BuildStatus.FAILED, BuildStatus.CANCELED}),
+        # Past the builder, when the project has the artifact already.
+        BuildStatus.QUEUED: frozenset(
+            {
+                BuildStatus.DISPATCHING,
+                BuildStatus.PROMOTING,
+                BuildStatus.SUCCEEDED,
+                BuildStatus.FAILED,
+                BuildStatus.CANCELED,
+            }
+        ),
         # The completion can come before the launch call has returned, hence the moves past `building`.
         # Back to `queued`: the run was lost or refused and another may be tried.
         BuildStatus.DISPATCHING: frozenset(

@@ -154,6 +154,13 @@ class SourceChunk(Base):
     )
 
 
+LEADS = (
+    "cache_key is not null and waiting_for is null and artifact_id is null "
+    "and status in ('queued', 'dispatching', 'building')"
+)
+"""Which builds lead: one of each key is under way, and others with that key wait for it."""
+
+
 class Build(Base):
     """One request: a source and where it shall run. Never changes its wish, only its progress."""
 
@@ -188,6 +195,11 @@ class Build(Base):
     losses: Mapped[int] = mapped_column(server_default="0")
     """How many builders were lost or refused; places without room don't count."""
     artifact_id: Mapped[str | None] = _ref("artifact.id", nullable=True)
+    """While queued: an artifact that was found for it and is yet to be checked (``app.builds.reuse``)."""
+    cache_key: Mapped[str | None] = mapped_column(String(71))
+    """Digest of all that its image depends on; NULL: it gets a builder of its own."""
+    waiting_for: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    """While queued: the build with the same key that is under way."""
     release_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
     created_at: Mapped[datetime] = _now()
     updated_at: Mapped[datetime] = _now()
@@ -198,7 +210,8 @@ class Build(Base):
     deadline_at: Mapped[datetime | None]
     """While queued: when it expires."""
     not_before: Mapped[datetime | None]
-    """While queued: no builder is launched before this time (back-off after a lost or refused run)."""
+    """While queued: no builder is launched before this time (back-off after a lost or refused run); ``infinity`` while another
+    build's artifact may do."""
     next_check_at: Mapped[datetime | None]
     """When reconcile looks again; NULL while a limit holds the build."""
     __table_args__ = (
@@ -213,6 +226,8 @@ class Build(Base):
         Index("ix_build_source_digest", "project_id", "source_digest"),
         Index("ix_build_finished_at", "finished_at"),
         Index("ix_build_retry_of", "retry_of"),
+        Index("uq_build_leader", "project_id", "cache_key", unique=True, postgresql_where=text(LEADS)),
+        Index("ix_build_waiting_for", "waiting_for", postgresql_where=text("waiting_for is not null")),
     )
 
 
@@ -252,6 +267,8 @@ class Run(Base):
     effective: Mapped[Json | None]
     timings: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     isolation: Mapped[str | None] = mapped_column(String(16))
+    toolchain: Mapped[str | None]
+    """What its builder builds with, as far as that was known at its launch."""
     log_bytes: Mapped[int] = mapped_column(server_default="0")
     log_next: Mapped[int] = mapped_column(server_default="0")
     """Number of the next log line that is new."""
@@ -305,10 +322,13 @@ class Artifact(Base):
     sbom: Mapped[Json | None]
     """CycloneDX 1.5."""
     run_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    cache_key: Mapped[str | None] = mapped_column(String(71))
+    """Digest of all that it depends on; NULL where the toolchain was not known."""
     created_at: Mapped[datetime] = _now()
     last_used_at: Mapped[datetime] = _now()
     __table_args__ = (
         CheckConstraint("status in ('available', 'deleting')", name="status"),
+        Index("ix_artifact_cache_key", "project_id", "cache_key", "id", postgresql_where=text("status = 'available'")),
         Index("ix_artifact_project_id_id", "project_id", "id"),
         Index("ix_artifact_last_used_at", "last_used_at"),
         Index("ix_artifact_run_id", "run_id"),

@@ -21,6 +21,8 @@ class Job(StrEnum):
 
     DISPATCH = "dispatch"
     """A build wants a builder."""
+    REUSE = "reuse"
+    """A queued build may take another's artifact."""
     CHECK = "check"
     """A run has gone quiet: look at its machine."""
     CLEANUP = "cleanup"

@@ -84,6 +84,7 @@ class BuildBlock(Body):
     kind: Literal["go"] = "go"
     package: Annotated[Str, StringConstraints(max_length=512, pattern=r"^[^-\s][^\s]*$")] = "."
     goarch: Literal["amd64", "arm64"] = "amd64"
+    cache: bool = Field(True, description="false: build it, although the project may have the same image already.")
 
 
 class BuilderBlock(Body):

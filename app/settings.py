@@ -199,6 +199,8 @@ class Settings(BaseSettings):
     """Prefix of our repositories in the registry."""
     builder_image: str | None = None
     builder_fallback: Words = ("local",)
+    build_cache: bool = True
+    """A build whose source was built before takes that artifact; false: every build gets a builder."""
 
     # --- bounds
     max_source_bytes: int = Field(50 * MIB, ge=1)

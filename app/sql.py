@@ -75,11 +75,19 @@ async def fetch_one(session: Session, statement: str, *values: Any) -> Record | 
 
 async def insert(session: Session, model: type[M], **values: Any) -> M:
     """Insert a row and return it whole, with what the database filled in."""
+    row = await insert_unless(session, model, None, **values)
+    assert row is not None
+    return row
+
+
+async def insert_unless(session: Session, model: type[M], taken: str | None, **values: Any) -> M | None:
+    """Do the same, unless there is such a row; ``taken`` names the unique index by its columns and its condition."""
     bound = _Bound(model)
     marks = ", ".join(bound.mark(name, value) for name, value in values.items())
-    statement = f"insert into {model.__tablename__} ({', '.join(values)}) values ({marks}) returning *"  # noqa: S608 - our own names
-    (row,) = await fetch(session, statement, *bound.values)
-    return load(model, row)
+    rest = f"on conflict {taken} do nothing returning *" if taken else "returning *"
+    statement = f"insert into {model.__tablename__} ({', '.join(values)}) values ({marks}) {rest}"  # noqa: S608 - our own names
+    row = await fetch_one(session, statement, *bound.values)
+    return load(model, row) if row else None
 
 
 async def update(

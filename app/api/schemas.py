@@ -106,9 +106,10 @@ class RunOut(Answer):
 
 
 class ArtifactOut(Answer):
-    """An image by digest."""
+    """An image by digest. `reused`: an earlier build made it, and this one needed no builder."""
 
     id: str
+    reused: bool = False
     repository: str
     digest: str
     size_bytes: int
@@ -201,6 +202,9 @@ class BuildOut(Answer):
     labels: dict[str, str]
     warnings: list[str]
     retry_of: str | None
+    waiting_for: str | None = Field(
+        description="The build under way that makes the same image; this one takes it over."
+    )
     reason: Reason | None
     message: str | None
     failure: Failure | None = None

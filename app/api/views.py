@@ -21,7 +21,7 @@ from app.api.schemas import (
     SizeOut,
     Tried,
 )
-from app.lifecycle import REASONS, Reason
+from app.lifecycle import REASONS, BuildStatus, Reason
 from app.models import Artifact, Build, Event, Release, Run, Service
 
 
@@ -40,7 +40,8 @@ def failure(reason: str | None, message: str | None) -> Failure | None:
 
 
 def build_fields(build: Build, service: str | None) -> dict[str, Any]:
-    """Return what lists and details have in common."""
+    """Return what lists and details have in common. What a queued build has found is a guess as yet, and not shown."""
+    queued = build.status == BuildStatus.QUEUED
     return {
         "id": build.id,
         "status": build.status,
@@ -52,10 +53,11 @@ def build_fields(build: Build, service: str | None) -> dict[str, Any]:
         "labels": build.labels,
         "warnings": build.warnings,
         "retry_of": build.retry_of,
+        "waiting_for": build.waiting_for if queued else None,
         "reason": build.reason,
         "message": build.message,
         "failure": failure(build.reason, build.message),
-        "artifact_id": build.artifact_id,
+        "artifact_id": None if queued else build.artifact_id,
         "release_id": build.release_id,
         "created_at": build.created_at,
         "updated_at": build.updated_at,
@@ -71,7 +73,8 @@ def build_out(build: Build, service: str | None) -> BuildOut:
 async def build_detail(session: AsyncSession, build: Build) -> BuildDetail:
     """Return a build with everything that belongs to it."""
     runs = (await session.execute(select(Run).where(Run.build_id == build.id).order_by(Run.attempt))).scalars().all()
-    artifact = await session.get(Artifact, build.artifact_id) if build.artifact_id else None
+    guessed = build.status == BuildStatus.QUEUED
+    artifact = await session.get(Artifact, build.artifact_id) if build.artifact_id and not guessed else None
     release = await session.get(Release, build.release_id) if build.release_id else None
     service = await session.get(Service, build.service_id) if build.service_id else None
     live = service is not None and release is not None and service.live_release_id == release.id
@@ -95,7 +98,7 @@ def detail(
         diagnostics=[Diagnostic(**d) for d in build.diagnostics],
         tried=[Tried(**t) for t in build.tried],
         runs=[run_out(r) for r in runs],
-        artifact=artifact_out(artifact) if artifact else None,
+        artifact=artifact_out(artifact, reused=artifact.run_id not in {r.id for r in runs}) if artifact else None,
         release=release_out(release, artifact.digest if artifact else None) if release else None,
         url=url,
         timings=timings(build, runs[-1] if runs else None),
@@ -105,7 +108,7 @@ def detail(
 def timings(build: Build, run: Run | None) -> dict[str, float]:
     """Return seconds per stage as far as they are known: ours by the row's times, the builder's by its report."""
     marks = [
-        ("queued", build.created_at, build.dispatched_at or build.finished_at),
+        ("queued", build.created_at, build.dispatched_at or build.promoting_at or build.finished_at),
         ("dispatching", build.dispatched_at, build.building_at or build.promoting_at),
         ("building", build.building_at, build.promoting_at or build.finished_at),
         ("promoting", build.promoting_at, build.finished_at),
@@ -120,9 +123,10 @@ def run_out(run: Run) -> RunOut:
     return RunOut.model_validate(run, from_attributes=True)
 
 
-def artifact_out(artifact: Artifact) -> ArtifactOut:
+def artifact_out(artifact: Artifact, *, reused: bool) -> ArtifactOut:
     """Return an artifact."""
-    return ArtifactOut.model_validate(artifact, from_attributes=True)
+    fields = {c: getattr(artifact, c) for c in ArtifactOut.model_fields if hasattr(artifact, c)}
+    return ArtifactOut(**fields, reused=reused)
 
 
 def release_out(release: Release, digest: str | None = None) -> ReleaseOut:

@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outbox, store
-from app.builds import slots
+from app.builds import reuse, slots
 from app.builds.ending import end_run
 from app.context import Context
 from app.errors import conflict
@@ -29,6 +29,7 @@ async def cancel(context: Context, session: AsyncSession, build: Build, *, messa
     reason = Reason.CANCELED_BY_USER
     text = store.explain(reason, message)
     await store.move(session, build, BuildStatus.CANCELED, reason=reason, message=text, event={"reason": reason})
+    await reuse.left(session, build)
     outbox.mark(session, "cancel.committed")
     open_runs = select(Run).where(Run.build_id == build.id, Run.finished_at.is_(None)).with_for_update()
     for run in (await session.execute(open_runs)).scalars():

@@ -9,7 +9,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import faults, sql, store
-from app.builds import slots
+from app.builds import reuse, slots
 from app.builds.ending import end_run, lock, requeue
 from app.context import Context
 from app.db import moment
@@ -122,6 +122,7 @@ async def _lose(
         await requeue(context, session, build, reason, message, delay=1)
     else:
         await store.fail(session, build, reason, message)
+    await reuse.left(session, build)
     await slots.freed(context, session, run.platform)
 
 

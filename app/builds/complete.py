@@ -11,9 +11,9 @@ import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from app import faults, sql, store
-from app.builds import slots
+from app.builds import cache, reuse, slots
 from app.builds.caller import Caller
-from app.builds.ending import ANOTHER_TRY, end_run, lock_all, look, requeue
+from app.builds.ending import ANOTHER_TRY, end_run, go_on, lock_all, look, requeue
 from app.context import Context
 from app.db import transaction
 from app.errors import conflict, invalid, unauthorized, unavailable
@@ -22,7 +22,6 @@ from app.images.errors import ImageInvalid, ImageNotFound, RegistryError
 from app.images.inspect import ImageInfo, check_runnable
 from app.lifecycle import BuildStatus, Reason, RunStatus, is_terminal
 from app.models import Artifact, Build, Run, Service
-from app.services.release import create_release
 from app.sql import Session
 
 log = structlog.get_logger()
@@ -246,20 +245,14 @@ async def _succeed(
         isolation=completion.isolation,
         sbom=sbom(completion),
         run_id=run.id,
+        cache_key=run.toolchain and cache.key(build.spec, build.config, completion.source.digest, run.toolchain),
     )
-    values: dict[str, Any] = {"artifact_id": artifact.id, "message": None, "source_digest": completion.source.digest}
+    values: dict[str, Any] = {"source_digest": completion.source.digest}
     if build.source["kind"] == "git":
         found = {"commit": completion.source.commit, "digest": completion.source.digest}
         values["source"] = build.source | found
-    if service is None:
-        await store.move(session, build, BuildStatus.SUCCEEDED, locked=True, **values)
-    else:
-        release_id = new_id("rel")
-        values |= {"next_check_at": None, "release_id": release_id}
-        await store.move(session, build, BuildStatus.PROMOTING, locked=True, **values)
-        await create_release(
-            context, session, service, kind="build", artifact=artifact, build=build, release_id=release_id
-        )
+    await go_on(context, session, service, build, artifact, **values)
+    await reuse.left(session, build)
     await slots.freed(context, session, run.platform)
 
 
@@ -283,6 +276,7 @@ async def _failed(
         await requeue(context, session, build, reason, text, delay=2)
     else:
         await store.fail(session, build, reason, text, diagnostics=diagnostics)
+    await reuse.left(session, build)
     await slots.freed(context, session, run.platform)
 
 

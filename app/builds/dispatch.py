@@ -16,7 +16,7 @@ from sqlalchemy import func, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import breaker, faults, outbox, queue, sql, store
-from app.builds import slots, targets
+from app.builds import reuse, slots, targets
 from app.builds.ending import end_run, lock, requeue
 from app.builds.launch import Launch, somewhere
 from app.context import Context
@@ -119,6 +119,7 @@ async def _claim(context: Context, session: Session, build: Build) -> Launch | N
         platform=build.builder_platform,
         name=remote_name(context.installation, run_id),
         key_id=context.keyring.active,
+        toolchain=context.toolchain(build.builder_platform),
         launch_tries=1,
         deadline_at=after(LAUNCH_SECONDS + build.spec["builder"]["timeout_seconds"]),
     )
@@ -132,7 +133,7 @@ async def _resume(context: Context, session: Session, build: Build) -> Launch | 
     still = {"id": build.id, "status": BuildStatus.DISPATCHING}
     if await sql.update(session, Build, still, due, next_check_at=after(CLAIM_SECONDS)) is None:
         return None
-    row = await sql.fetch_one(session, _CUT_SHORT, build.id)
+    row = await sql.fetch_one(session, _CUT_SHORT, build.id, context.toolchain(build.builder_platform))
     if row is None:
         return None
     run = sql.load(Run, row)
@@ -143,7 +144,9 @@ async def _resume(context: Context, session: Session, build: Build) -> Launch | 
 
 
 _CUT_SHORT = """
-    update run set launch_tries = launch_tries + 1
+    update run set launch_tries = launch_tries + 1,
+        -- Another one by now: which of both the machine has is anybody's guess.
+        toolchain = case when toolchain = $2 then toolchain end
     where build_id = $1 and status = 'launching' and handle is null
         and attempt = (select attempt from build where id = $1)
     returning *
@@ -267,4 +270,5 @@ async def _give_up(
             await store.fail(session, current, reason, message)
         else:
             await requeue(context, session, current, reason, message, delay=retry_in, tried=tried)
+        await reuse.left(session, current)
         await slots.freed(context, session, run.platform)

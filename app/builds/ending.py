@@ -6,8 +6,10 @@ from typing import Any
 from app import outbox, queue, sql, store
 from app.builds import targets
 from app.context import Context
+from app.ids import new_id
 from app.lifecycle import BuildStatus, Reason, RunStatus, is_terminal
-from app.models import Build, Run, Service
+from app.models import Artifact, Build, Run, Service
+from app.services.release import create_release
 from app.sql import Pool, Session, after
 
 CLEANUP_CHECK_SECONDS = 60
@@ -85,6 +87,20 @@ async def end_run(
     host_bound = context.catalog.host_bound(run.platform)
     outbox.enqueue(session, queue.Nudge(queue.Job.CLEANUP, run.id, host_bound=host_bound))
     return True
+
+
+async def go_on(
+    context: Context, session: Session, service: Service | None, build: Build, artifact: Artifact, **values: Any
+) -> None:
+    """Move a build that has its artifact on: to a release, or to its end without a service. All rows are locked."""
+    values |= {"artifact_id": artifact.id, "message": None}
+    if service is None:
+        await store.move(session, build, BuildStatus.SUCCEEDED, locked=True, **values)
+        return
+    release_id = new_id("rel")
+    values |= {"next_check_at": None, "release_id": release_id}
+    await store.move(session, build, BuildStatus.PROMOTING, locked=True, **values)
+    await create_release(context, session, service, kind="build", artifact=artifact, build=build, release_id=release_id)
 
 
 async def requeue(

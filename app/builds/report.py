@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outbox, store
-from app.builds import sources
+from app.builds import cache, sources
 from app.builds.caller import Caller
 from app.builds.ending import lock
 from app.context import Context
@@ -82,7 +82,7 @@ def orders(context: Context, build: Build, run: Run) -> dict[str, Any]:
         "modules": {"goproxy": settings.goproxy, "gosumdb": settings.gosumdb},
         "image": {
             "repository": context.images.repository_for_run(run.id),
-            "port": (build.config or {}).get("port", 8080),
+            "port": cache.image_port(build.config),
             "created": 0,
             "labels": {},
         },

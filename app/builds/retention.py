@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.context import Context
 from app.images.errors import RegistryError
-from app.lifecycle import OPEN_BUILD, ReleaseStatus
+from app.lifecycle import OPEN_BUILD, BuildStatus, ReleaseStatus
 from app.models import Artifact, Build, Release, SecretVersion, Service, Source, Webhook
 
 log = structlog.get_logger()
@@ -170,9 +170,12 @@ async def _artifacts(context: Context, days: float) -> int:
         gone.append(artifact.id)
     if gone:
         async with context.sessions.begin() as session:
-            await session.execute(update(Build).where(Build.artifact_id.in_(gone)).values(artifact_id=None))
+            # A queued build that has found one of them is told by the row's status, and lets go of it by itself.
+            named = (Build.artifact_id.in_(gone), Build.status != BuildStatus.QUEUED)
+            await session.execute(update(Build).where(*named).values(artifact_id=None))
             still = select(Release.artifact_id).where(Release.artifact_id.in_(gone))
-            kept = set((await session.execute(still)).scalars())
+            found = select(Build.artifact_id).where(Build.artifact_id.in_(gone))
+            kept = set((await session.execute(still.union(found))).scalars())
             await session.execute(update(Artifact).where(Artifact.id.in_(kept)).values(last_used_at=func.now()))
             await session.execute(delete(Artifact).where(Artifact.id.in_([g for g in gone if g not in kept])))
     return len(gone)

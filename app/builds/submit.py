@@ -8,9 +8,9 @@ from pydantic import SecretStr
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import outbox, queue, sql, store
+from app import outbox, sql, store
 from app.address import AddressError, check_url
-from app.builds import sources
+from app.builds import cache, reuse, sources
 from app.context import Context
 from app.errors import Refusal, conflict, invalid, not_found
 from app.ids import new_id
@@ -52,19 +52,19 @@ async def submit(context: Context, session: Session, project: Project, request: 
 
 
 async def enter(context: Context, session: Session, values: dict[str, Any]) -> Build:
-    """Queue a new build: the row, its event and its job."""
-    build = await sql.insert(
-        session,
-        Build,
-        id=new_id("bld"),
-        status=BuildStatus.QUEUED,
-        deadline_at=after(context.settings.max_queued_seconds),
-        next_check_at=after(FIRST_CHECK_SECONDS),
-        **values,
-    )
-    store.record(session, build, "build.queued", {"retry_of": build.retry_of} if build.retry_of else None)
-    host_bound = context.catalog.host_bound(build.builder_platform)
-    outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound))
+    """Queue a new build: the row, its event and its job. One that may take another's artifact gets no builder for now."""
+    values |= {
+        "id": new_id("bld"),
+        "status": BuildStatus.QUEUED,
+        "deadline_at": after(context.settings.max_queued_seconds),
+        "next_check_at": after(FIRST_CHECK_SECONDS),
+    }
+    key = cache.wanted(context, values)
+    build = await (sql.insert(session, Build, **values) if key is None else reuse.enter(session, key, values))
+    told = {name: value for name in ("retry_of", "waiting_for") if (value := getattr(build, name))}
+    store.record(session, build, "build.queued", told or None)
+    if nudge := reuse.first_nudge(context, build):
+        outbox.enqueue(session, nudge)
     outbox.mark(session, "submit.committed")
     return build
 

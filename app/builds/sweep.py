@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import db, outbox, queue, store
-from app.builds import slots, targets
+from app.builds import reuse, slots, targets
 from app.context import Context
 from app.ids import made_at, parse_remote_name
 from app.lifecycle import OPEN_RUN, BuildStatus, Reason, ServiceStatus, is_terminal
@@ -38,6 +38,7 @@ async def reconcile(context: Context, session: AsyncSession) -> int:
         await _expire(session)
         + await _quiet_builds(context, session)
         + await _held(context, session)
+        + await reuse.reconcile(session)
         + await _silent_runs(context, session)
         + await _uncleaned(context, session)
     )
@@ -61,6 +62,7 @@ async def _expire(session: AsyncSession) -> int:
         else:
             why = f" Last try: {last['message']}" if last else ""
             await store.fail(session, build, Reason.EXPIRED, f"No builder was free in time.{why}")
+        await reuse.left(session, build)
     return len(rows)
 
 
@@ -144,8 +146,8 @@ async def _uncleaned(context: Context, session: AsyncSession) -> int:
 
 
 def _nudge(context: Context, session: AsyncSession, build: Build) -> None:
-    host_bound = context.catalog.host_bound(build.builder_platform)
-    outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, -1, host_bound=host_bound))
+    if nudge := reuse.first_nudge(context, build, -1):
+        outbox.enqueue(session, nudge)
 
 
 def _nudge_run(context: Context, session: AsyncSession, run: Run, job: queue.Job) -> None:

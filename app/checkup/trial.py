@@ -49,6 +49,7 @@ class Trial:
         """A builder is launched: the token may create machines."""
         body = {
             "source": inline(examples() / "echo-agent"),
+            "build": {"cache": False},
             "platform": self.name,
             "builder": {"platform": self.name, "cpus": 1, "memory_mb": 1024, "fallback": []},
             "service": {"name": self._service, "scale": {"min": 0, "idle_seconds": self.traits.min_idle_seconds}},

@@ -6,6 +6,7 @@ credential of small scope, so the builder pushes to our own ``/v2/`` and ``land`
 """
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,6 +30,7 @@ from app.settings import PULL_SETTINGS, Settings
 
 #: The user name that goes with a token as password, where a client only knows Basic credentials.
 TOKEN_USER = "slipway"  # noqa: S105 - a name, not a password
+LOOK_TTL = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +144,19 @@ class Images:
     async def inspect(self, repository: str, digest: str) -> ImageInfo:
         """Read what the image is from the registry that it landed in."""
         return await inspect(self.source, repository, digest)
+
+    async def has(self, repository: str, digest: str) -> bool:
+        """Tell whether an image can still be pulled; RegistryError when nobody answers.
+
+        The embedded registry may be on the disk of another process, so where it is not here it is asked.
+        """
+        if self._outside:
+            return await self._outside.head_manifest(repository, digest) is not None
+        with contextlib.suppress(ImageNotFound):
+            return (await Disk(self._root).get_manifest(repository, digest)).digest == digest
+        grant = await self.pull_ref(repository, digest, remote=False, ttl=LOOK_TTL)
+        async with Registry(grant.registry, username=grant.username, password=grant.password) as registry:
+            return await registry.head_manifest(repository, digest) is not None
 
     async def pull_ref(self, repository: str, digest: str, *, remote: bool, ttl: timedelta) -> PullGrant:
         """Return what lets this process pull the image for a platform, now; see ``lasting_pull`` for one that pulls itself.

@@ -371,3 +371,5 @@ class Platform:
     services: Services | None
     ended: asyncio.Event | None = None
     """Set whenever an instance of a service ended by itself, by a platform that knows at once; whoever holds it clears it."""
+    toolchain: str | None = None
+    """What builders here build with, where no builder image says it: with the same words the same source becomes the same."""

@@ -124,11 +124,22 @@ class Place:
         return dict(answer.json()) if answer.content else {}
 
     def send(
-        self, files: dict[str, str], service: str | None = None, /, *, builder: Json | None = None, **config: Any
+        self,
+        files: dict[str, str],
+        service: str | None = None,
+        /,
+        *,
+        builder: Json | None = None,
+        cache: bool = False,
+        **config: Any,
     ) -> str:
-        """Send a build of these files, for a service with this config if it has a name; returns its id."""
+        """Send a build of these files, for a service with this config if it has a name; returns its id.
+
+        It gets a builder, although tests of one home build the same files, unless ``cache`` is true.
+        """
         body: Json = {
             "source": {"kind": "files", "files": files},
+            "build": {"cache": cache},
             "builder": {"cpus": 1, "memory_mb": 1024} | (builder or {}),
         }
         body |= {"service": {"name": service, **config}} if service else {}

@@ -162,11 +162,25 @@ def kills(home: Kills) -> Iterator[Kills]:
 def build(kills: Kills, point: str) -> None:
     """A build with a service, killed on its way."""
     kills.arm(point)
-    kills.call(
-        "POST", "/v1/builds", json={"source": {"kind": "files", "files": tiny()}, "service": {"name": kills.name}}
-    )
+    order = {"source": {"kind": "files", "files": tiny()}, "build": {"cache": False}, "service": {"name": kills.name}}
+    kills.call("POST", "/v1/builds", json=order)
     kills.restart()
     kills.build_ended()
+    kills.one_live()
+
+
+def reuse(kills: Kills, point: str) -> None:
+    """A build takes the artifact of the live release, and no builder."""
+    before = kills.live()
+    kills.arm(point)
+    order = {"source": {"kind": "files", "files": tiny("steady")}, "service": {"name": kills.name}}
+    kills.call("POST", "/v1/builds", json=order)
+    kills.restart()
+    newest = kills.builds()[0]["id"]
+    build = kills.place.ended(newest)
+    assert (build["runs"], build["artifact"]["reused"]) == ([], True)
+    assert build["artifact"]["id"] == before["artifact_id"]
+    assert kills.place.events(newest).count("build.reused") == 1
     kills.one_live()
 
 
@@ -323,6 +337,7 @@ class Case:
 DRIVES: dict[str, tuple[Callable[[Kills, str], None], ...]] = {
     "submit": (build,),
     "dispatch": (build,),
+    "reuse": (reuse,),
     "claim": (build,),
     "report": (build,),
     "cleanup": (build,),

@@ -102,6 +102,8 @@ class Yard:
     """Whether a service is what its listing has; else a release."""
     age: timedelta = timedelta(0)
     """How much older things look in listings than they are."""
+    toolchain: str | None = None
+    """What builders say that they build with."""
     dated: bool = True
     """Whether listings tell when things were made."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -137,7 +139,13 @@ class Yard:
         return f"h{next(self._numbers)}"
 
     def platform(self, name: str = NAME) -> Platform:
-        return Platform(name=name, traits=self.traits, builders=YardBuilders(self), services=YardServices(self))
+        return Platform(
+            name=name,
+            traits=self.traits,
+            builders=YardBuilders(self),
+            services=YardServices(self),
+            toolchain=self.toolchain,
+        )
 
     def entry(self, name: str = NAME) -> Entry:
         return Entry(name=name, traits=self.traits, configured=True)

@@ -267,6 +267,7 @@ def test_settings(database_url: str, home: Path, **changes: Any) -> Settings:
         "database_url": SecretStr(database_url),
         "secret_keys": SecretStr(KEYS),
         "local": None,
+        "build_cache": False,
         "builder_fallback": (NAME,),
         "promote_timeout_seconds": 5.0,
         "wake_timeout_seconds": 5.0,

@@ -95,6 +95,7 @@ class LocalPlatform:
             builders=self.builders,
             services=self.services,
             ended=self.processes.ended,
+            toolchain=self.tools.identity,
         )
         self._work: list[asyncio.Task[None]] = []
         self._stop_grace = stop_grace

@@ -1,5 +1,6 @@
 """What the local platform runs with: Go, bubblewrap and Python, found once; and whether the sandbox works here."""
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -36,6 +37,17 @@ class Toolchain:
     def go_version(self) -> str:
         """``go1.27.3``, as the toolchain's own VERSION file says."""
         return (self.need_go("seed") / "VERSION").read_text().split()[0]
+
+    @property
+    def identity(self) -> str | None:
+        """Return a digest of all that makes an image out of a source: Go's version, the builder program, the CA roots."""
+        if self.go_root is None:
+            return None
+        parts = [*sorted(package_folder("builder").glob("*.py")), package_folder("certifi") / "cacert.pem"]
+        whole = hashlib.sha256()
+        for part in parts:
+            whole.update(hashlib.sha256(part.read_bytes()).digest())
+        return f"{self.go_version} builder:{whole.hexdigest()}"
 
     def need_go(self, operation: str) -> Path:
         """Return GOROOT or refuse."""
