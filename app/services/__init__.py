@@ -1,8 +1,8 @@
 """The way of a service, one file per verb:
 
 1. ``release`` writes a release: an artifact, a config, a platform; *pending*. Every change of a service is one.
-2. ``promote`` claims the service, brings the release up beside the old one, gates it from outside and switches over: *live*.
-   ``deploy`` is its call of the platform, which waits while a circuit breaker is open.
+2. ``promote`` takes a release to *live*: ``claim`` the service, ``bring_up`` beside the old one and gate it from outside, switch
+   over. ``deploy`` is its call of the platform, which waits while a circuit breaker is open.
 3. ``rollback`` makes releases out of old ones, of artifacts and of config changes.
 4. ``migrate`` moves a service to another platform, and ``leave`` takes it off the one before.
 5. ``sleep_wake`` takes a running service to zero and back.

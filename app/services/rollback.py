@@ -13,7 +13,7 @@ from app.errors import conflict, invalid, not_found
 from app.lifecycle import ReleaseStatus
 from app.models import Artifact, Release, Service
 from app.requests import ENV_BYTES, ENV_MAX, ReleaseRequest, RollbackRequest, ServiceConfig, ServicePatch
-from app.services.promote import merge
+from app.services.claim import merge
 from app.services.release import create_release
 
 
