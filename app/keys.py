@@ -220,9 +220,9 @@ async def project_named(session: AsyncSession, name: str) -> Project:
     return project
 
 
-async def create_project(session: AsyncSession, name: str, *, max_concurrent_builds: int | None = None) -> Project:
+async def create_project(session: AsyncSession, name: str, **limits: int | None) -> Project:
     """Make a project; Refusal (409) when the name is taken."""
-    values = {"id": new_id("prj"), "name": name, "max_concurrent_builds": max_concurrent_builds}
+    values = {"id": new_id("prj"), "name": name, **limits}
     made = insert(Project).values(**values).on_conflict_do_nothing(index_elements=["name"]).returning(Project)
     project = (await session.execute(made)).scalar_one_or_none()
     if project is None:

@@ -5,7 +5,7 @@ only ``app.store`` changes.
 Every table that belongs to somebody has ``project_id``. Relations are read by explicit queries: nothing loads lazily.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -101,8 +101,22 @@ class Project(Base):
     id: Mapped[str] = _id()
     name: Mapped[str] = mapped_column(String(32), unique=True)
     max_concurrent_builds: Mapped[int | None]
-    """None: ``SLIPWAY_PROJECT_CONCURRENCY``."""
+    """None, as in the others: what ``SLIPWAY_PROJECT_…`` says. See ``app.builds.limits``."""
+    max_queued_builds: Mapped[int | None]
+    max_builds_per_day: Mapped[int | None]
+    max_services: Mapped[int | None]
+    max_source_bytes: Mapped[int | None]
     created_at: Mapped[datetime] = _now()
+
+
+class BuildCount(Base):
+    """How many builds a project has sent on its last day with any. Its lock orders what counts against the project's limits."""
+
+    __tablename__ = "build_count"
+    project_id: Mapped[str] = mapped_column(String(32, collation="C"), ForeignKey("project.id"), primary_key=True)
+    day: Mapped[date]
+    """In UTC."""
+    builds: Mapped[int]
 
 
 class ApiKey(Base):

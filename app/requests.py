@@ -256,17 +256,20 @@ class KeyRotation(Body):
     overlap_seconds: int = Field(86_400, ge=0, le=30 * 86_400)
 
 
-class ProjectRequest(Body):
-    """A new project."""
+class ProjectPatch(Body):
+    """What to change of a project; what is not given stays. Null means the installation's default."""
+
+    max_concurrent_builds: int | None = Field(None, ge=1, le=100_000)
+    max_queued_builds: int | None = Field(None, ge=0, le=1_000_000)
+    max_builds_per_day: int | None = Field(None, ge=0, le=10_000_000)
+    max_services: int | None = Field(None, ge=0, le=1_000_000)
+    max_source_bytes: int | None = Field(None, ge=1, le=2**40, description="The installation's own limit holds anyway.")
+
+
+class ProjectRequest(ProjectPatch):
+    """A new project. Of its limits null means the installation's default."""
 
     name: ProjectName
-    max_concurrent_builds: int | None = Field(None, ge=1, le=100_000, description="Null: the installation's default.")
-
-
-class ProjectPatch(Body):
-    """What to change of a project; what is not given stays."""
-
-    max_concurrent_builds: int | None = Field(None, ge=1, le=100_000, description="Null: the installation's default.")
 
 
 EventPattern = Annotated[

@@ -276,7 +276,7 @@ async def _in_process(url: str, home: Path) -> float:
 
         async def start(number: int) -> str:
             async with db.transaction(context.pool) as session:
-                build = await submit.submit(context, session, project, BuildRequest.model_validate(body(number)))
+                build, _ = await submit.submit(context, session, project, BuildRequest.model_validate(body(number)))
             return build.id
 
         async def finish(row: asyncpg.Record) -> None:

@@ -19,11 +19,12 @@ from app.api.deps import (
 )
 from app.api.hub import Streams
 from app.api.once import OnceOnly, OnceRoute, PlainOnce
-from app.api.problems import responses
+from app.api.problems import limited, responses
 from app.api.schemas import BuildDetail, BuildOut, Page
 from app.api.views import build_detail, build_out, detail
 from app.builds import submit
 from app.builds.cancel import cancel
+from app.builds.limits import headers
 from app.db import alone
 from app.lifecycle import BuildStatus, is_terminal
 from app.requests import BuildRequest, Scope
@@ -31,7 +32,7 @@ from app.requests import BuildRequest, Scope
 router = APIRouter(prefix="/v1/builds", tags=["builds"], route_class=OnceRoute)
 
 
-@router.post("", status_code=202, responses=responses(409, 413))
+@router.post("", status_code=202, responses=limited(409, 413))
 async def create_build(
     body: BuildRequest,
     context: Ctx,
@@ -48,7 +49,8 @@ async def create_build(
     """
     if body.service is not None:
         need(holder, Scope.SERVICES_WRITE)
-    build = await submit.submit(context, session, project, body)
+    build, granted = await submit.submit(context, session, project, body)
+    response.headers.update(headers(granted.quotas))
     response.headers["Location"] = f"{request.url.path.rstrip('/')}/{build.id}"
     return detail(build, body.service.name if body.service else None)
 
@@ -111,7 +113,7 @@ async def cancel_build(build_id: str, context: Ctx, project: BuildsWrite, sessio
     return await build_detail(session, await cancel(context, session, build))
 
 
-@router.post("/{build_id}/retry", status_code=202, responses=responses(404, 409, 410))
+@router.post("/{build_id}/retry", status_code=202, responses=limited(404, 409, 410))
 async def retry_build(
     build_id: str,
     context: Ctx,
@@ -125,6 +127,7 @@ async def retry_build(
     old = await submit.find(session, project, build_id, lock=True)
     if old.service_id is not None:
         need(holder, Scope.SERVICES_WRITE)
-    build = await submit.retry(context, session, old)
+    build, granted = await submit.retry(context, session, project, old)
+    response.headers.update(headers(granted.quotas))
     response.headers["Location"] = f"/v1/builds/{build.id}"
     return await build_detail(session, build)

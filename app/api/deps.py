@@ -57,6 +57,9 @@ async def get_doorman(request: Request) -> Doorman:
     return doorman
 
 
+Door = Annotated[Doorman, Depends(get_doorman)]
+
+
 async def get_caller(
     wanted: SecurityScopes, credentials: Credentials, doorman: Annotated[Doorman, Depends(get_doorman)]
 ) -> Holder:

@@ -3,23 +3,22 @@
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 from sqlalchemy import func, or_, select
 
 from app import keys
-from app.api.deps import Admin, Cursor, Db, Limit, decode_cursor, encode_cursor, get_doorman
+from app.api.deps import Admin, Cursor, Db, Door, Limit, decode_cursor, encode_cursor
 from app.api.once import Once, OnceOnly, OnceRoute
 from app.api.problems import responses
 from app.api.schemas import ApiKeyOut, NewApiKey, Page
 from app.errors import forbidden
-from app.keys import Doorman, Holder
+from app.keys import Holder
 from app.models import ApiKey, Project
 from app.requests import KeyRequest, KeyRotation, ProjectName
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=OnceRoute)
 
 ItsProject = Annotated[ProjectName | None, Query(alias="project", description="For the operator: another project.")]
-Door = Annotated[Doorman, Depends(get_doorman)]
 
 
 @router.post("", status_code=201, responses=responses(403, 404))

@@ -145,6 +145,28 @@ def _plain(where: list[str]) -> list[str]:
     return [w[:100] for w in where if w != "[key]"]
 
 
+RATE_HEADERS = {
+    "RateLimit-Policy": {
+        "description": "The project's limits that this counts against, and their windows in seconds.",
+        "schema": {"type": "string"},
+        "example": '"builds-per-day";q=100000;w=86400, "queued-builds";q=10000',
+    },
+    "RateLimit": {
+        "description": "What is left of each, and in how many seconds all of it is there again.",
+        "schema": {"type": "string"},
+        "example": '"builds-per-day";r=99988;t=3600, "queued-builds";r=9990',
+    },
+}
+RETRY_AFTER = {"Retry-After": {"description": "In how many seconds to try again.", "schema": {"type": "integer"}}}
+
+
+def limited(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Declare the same on a route that makes builds, with 429 and the headers that tell what is left."""
+    found = responses(429, *statuses)
+    found[429]["headers"] = RETRY_AFTER | RATE_HEADERS
+    return found | {202: {"headers": RATE_HEADERS}}
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Declare problems on a route: 401 and 422 come with every route, the others are named."""
     all_of = sorted({401, 422, 500, 503, *statuses})

@@ -2,12 +2,15 @@
 
 from fastapi import APIRouter, Response
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import keys
-from app.api.deps import Caller, Cursor, Db, KeyHolder, Limit, Operator, decode_cursor, encode_cursor
+from app.api.deps import Caller, Ctx, Cursor, Db, Door, KeyHolder, Limit, Operator, decode_cursor, encode_cursor
 from app.api.once import OnceOnly, OnceRoute
 from app.api.problems import responses
-from app.api.schemas import Page, ProjectOut
+from app.api.schemas import Page, ProjectDetail, ProjectLimits, ProjectOut, ProjectUsage
+from app.builds import limits
+from app.context import Context
 from app.errors import not_found
 from app.models import Project
 from app.requests import ProjectPatch, ProjectRequest
@@ -17,12 +20,12 @@ router = APIRouter(prefix="/v1/projects", tags=["projects"], route_class=OnceRou
 
 @router.post("", status_code=201, responses=responses(403, 409))
 async def create_project(
-    body: ProjectRequest, operator: Operator, once: OnceOnly, session: Db, response: Response
-) -> ProjectOut:
+    body: ProjectRequest, operator: Operator, context: Ctx, once: OnceOnly, session: Db, response: Response
+) -> ProjectDetail:
     """Make a project; it needs a key next: `POST /v1/keys` with its name."""
     project = await keys.create_project(session, **body.model_dump())
     response.headers["Location"] = f"/v1/projects/{project.name}"
-    return ProjectOut.model_validate(project)
+    return await _detail(context, session, project)
 
 
 @router.get("", responses=responses())
@@ -43,17 +46,26 @@ async def list_projects(
 
 
 @router.get("/{project}", responses=responses(404))
-async def get_project(project: str, caller: Caller, holder: KeyHolder, session: Db) -> ProjectOut:
-    """Look at a project by its name."""
+async def get_project(project: str, caller: Caller, holder: KeyHolder, context: Ctx, session: Db) -> ProjectDetail:
+    """Look at a project by its name: what it may have, and what it has now."""
     if not holder.operator and project != caller.name:
         raise not_found("project", project)
-    return ProjectOut.model_validate(await keys.project_named(session, project))
+    return await _detail(context, session, await keys.project_named(session, project))
 
 
 @router.patch("/{project}", responses=responses(403, 404))
-async def update_project(project: str, body: ProjectPatch, operator: Operator, session: Db) -> ProjectOut:
-    """Change a project's limits."""
+async def update_project(
+    project: str, body: ProjectPatch, operator: Operator, context: Ctx, door: Door, session: Db
+) -> ProjectDetail:
+    """Change a project's limits; every process goes by the new ones within two seconds. What is there already stays."""
     row = await keys.project_named(session, project)
     for name, value in body.model_dump(exclude_unset=True).items():
         setattr(row, name, value)
-    return ProjectOut.model_validate(row)
+    door.forget_after(session)
+    return await _detail(context, session, row)
+
+
+async def _detail(context: Context, session: AsyncSession, project: Project) -> ProjectDetail:
+    plain = ProjectOut.model_validate(project).model_dump()
+    holds = ProjectLimits.model_validate(limits.limits(context.settings, project))
+    return ProjectDetail(**plain, limits=holds, usage=ProjectUsage(**await limits.usage(session, project)))

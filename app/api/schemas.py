@@ -377,12 +377,42 @@ class NewApiKey(ApiKeyOut):
 
 
 class ProjectOut(Answer):
-    """A tenant: owns builds, services and keys. `max_concurrent_builds` null means the installation's default."""
+    """A tenant: owns builds, services and keys. Null means the installation's default."""
 
     id: str
     name: str
     max_concurrent_builds: int | None
+    max_queued_builds: int | None
+    max_builds_per_day: int | None
+    max_services: int | None
+    max_source_bytes: int | None
     created_at: datetime
+
+
+class ProjectLimits(Answer):
+    """What holds for a project: its own word, else the installation's."""
+
+    concurrent_builds: int
+    queued_builds: int
+    builds_per_day: int
+    services: int
+    source_bytes: int
+
+
+class ProjectUsage(Answer):
+    """What a project has now. The day is UTC's."""
+
+    concurrent_builds: int
+    queued_builds: int
+    builds_today: int
+    services: int
+
+
+class ProjectDetail(ProjectOut):
+    """A project with what it may have and what it has."""
+
+    limits: ProjectLimits
+    usage: ProjectUsage
 
 
 class Ready(Answer):

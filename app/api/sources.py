@@ -13,6 +13,7 @@ from app.api.once import OnceRoute, OnceStreamed
 from app.api.problems import responses
 from app.api.schemas import SourceOut
 from app.builds import sources
+from app.builds.limits import limits
 from app.errors import invalid, too_large
 from app.models import Source
 
@@ -33,7 +34,7 @@ async def create_source(
     """Send a gzipped tar; answers with the digest to name in `POST /v1/builds`. The same tree has the same digest."""
     settings = context.settings
     with tempfile.TemporaryFile(prefix="slipway-source-") as file:
-        size = await _receive(request, file, settings.max_source_bytes)
+        size = await _receive(request, file, limits(settings, project).source_bytes)
         if size == 0:
             raise invalid("body", "is empty; send a gzipped tar", reason="source_invalid")
         file.seek(0)

@@ -13,17 +13,18 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import outbox, store
+from app import outbox, sql, store
 from app.builds import cache, sources
 from app.builds.caller import Caller
 from app.builds.ending import lock
+from app.builds.limits import limits
 from app.context import Context
 from app.db import moment
 from app.errors import Refusal, conflict, unavailable
 from app.images.access import PushGrant
 from app.images.errors import RegistryError
 from app.lifecycle import BuildStatus, RunStatus, is_terminal
-from app.models import Build, Run, RunLog
+from app.models import Build, Project, Run, RunLog
 from app.sql import NOW, Expression, Session
 
 log = structlog.get_logger()
@@ -66,10 +67,19 @@ async def claim(context: Context, session: Session, caller: Caller, instance: st
             await store.move(session, build, BuildStatus.BUILDING, next_check_at=None, locked=True)
     elif run.instance != instance:
         raise conflict("run_claimed", f"Run {run.id} is held by another instance; exit without doing anything.")
-    return orders(context, build, run)
+    return orders(context, build, run, await _most_bytes(context, session, build))
 
 
-def orders(context: Context, build: Build, run: Run) -> dict[str, Any]:
+async def _most_bytes(context: Context, session: Session, build: Build) -> int:
+    """Return how large a source its builder may fetch; what is an archive was measured when it came."""
+    if build.source["kind"] != "git":
+        return context.settings.max_source_bytes
+    row = await sql.fetch_one(session, "select * from project where id = $1", build.project_id)
+    assert row is not None
+    return limits(context.settings, sql.load(Project, row)).source_bytes
+
+
+def orders(context: Context, build: Build, run: Run, source_bytes: int) -> dict[str, Any]:
     """Return what the builder shall do; see ``docs/builder-protocol.md``."""
     settings = context.settings
     source = {k: v for k, v in build.source.items() if k != "files"}
@@ -87,7 +97,7 @@ def orders(context: Context, build: Build, run: Run) -> dict[str, Any]:
             "labels": {},
         },
         "limits": {
-            "source_bytes": settings.max_source_bytes,
+            "source_bytes": source_bytes,
             "unpacked_bytes": settings.max_unpacked_bytes,
             "files": settings.max_source_files,
             "image_bytes": settings.max_image_bytes,

@@ -10,9 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outbox, sql, store
 from app.address import AddressError, check_url
-from app.builds import cache, reuse, sources
+from app.builds import cache, limits, reuse, sources
+from app.builds.limits import Granted
 from app.context import Context
-from app.errors import Refusal, conflict, invalid, not_found
+from app.errors import Refusal, conflict, invalid, not_found, too_large
 from app.ids import new_id
 from app.lifecycle import BuildStatus, is_terminal
 from app.models import Build, Project, Release, SecretVersion, Service
@@ -25,7 +26,7 @@ FIRST_CHECK_SECONDS = 30
 """When reconcile looks at a queued build whose job may have been lost."""
 
 
-async def submit(context: Context, session: Session, project: Project, request: BuildRequest) -> Build:
+async def submit(context: Context, session: Session, project: Project, request: BuildRequest) -> tuple[Build, Granted]:
     """Write a build and all that belongs to it; Refusal says what can't be accepted. The caller commits."""
     (builder, *fallback), warnings = check_target(context, request)
     source, digest = await _source(context, session, project, request)
@@ -48,7 +49,8 @@ async def submit(context: Context, session: Session, project: Project, request: 
         values |= {"service_platform": request.platform, "config": block.config()}
         if block.secrets is not None:
             values["secret_versions"] = await keep_secrets(context, session, service, block.secrets)
-    return await enter(context, session, values)
+    granted = await limits.take(context, session, project, new_service=values.get("sequence") == 1)
+    return await enter(context, session, values), granted
 
 
 async def enter(context: Context, session: Session, values: dict[str, Any]) -> Build:
@@ -69,7 +71,7 @@ async def enter(context: Context, session: Session, values: dict[str, Any]) -> B
     return build
 
 
-async def retry(context: Context, session: AsyncSession, old: Build) -> Build:
+async def retry(context: Context, session: AsyncSession, project: Project, old: Build) -> tuple[Build, Granted]:
     """Write a new build like an ended one: same source, same secret versions, a new place in the service's order."""
     if not is_terminal(old.status):
         raise conflict("build_not_ended", f"Build {old.id} is {old.status}; only an ended build can be retried.")
@@ -91,7 +93,8 @@ async def retry(context: Context, session: AsyncSession, old: Build) -> Build:
             )
         service.sequence += 1
         values |= {"service_id": service.id, "sequence": service.sequence}
-    return await enter(context, session, values)
+    granted = await limits.take(context, session, project, new_service=False)
+    return await enter(context, session, values), granted
 
 
 # --------------------------------------------------------------------------------------------------- target
@@ -234,6 +237,8 @@ async def _source(
     match request.source:
         case FilesSource(files=files):
             tree, archive = sources.pack_files(files, context.settings)
+            if len(archive) > (most := limits.limits(context.settings, project).source_bytes):
+                raise too_large(f"source.files: {len(archive)} bytes packed; this project may send {most}")
 
             async def pieces() -> AsyncIterator[bytes]:
                 for start in range(0, len(archive), sources.CHUNK):
