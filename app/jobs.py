@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
@@ -20,6 +21,7 @@ from pgqueuer.types import Channel
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import metrics
 from app.builds import cleanup, dispatch, retention, reuse
 from app.builds import sweep as builds_sweep
 from app.builds.look_after import look_after
@@ -125,9 +127,11 @@ def _runner(context: Context, name: str, handler: Handler, seconds: float) -> Ru
     async def run(job: QueueJob) -> None:
         row_id = (job.payload or b"").decode().partition(":")[0]
         structlog.contextvars.bind_contextvars(job=name, row_id=row_id)
+        begun, outcome = time.perf_counter(), "failed"
         try:
             async with asyncio.timeout(seconds):
                 await handler(context, row_id)
+            outcome = "done"
         except sleep_wake.WakeFailed as e:
             log.warning("service did not start", error=str(e), reason=e.reason)
         except TimeoutError:
@@ -136,6 +140,7 @@ def _runner(context: Context, name: str, handler: Handler, seconds: float) -> Ru
             # The row is the truth and reconcile its keeper: a job that fails must not be retried in a tight loop.
             log.exception("job failed; reconcile starts it again")
         finally:
+            metrics.JOB_SECONDS.labels(name, outcome).observe(time.perf_counter() - begun)
             structlog.contextvars.unbind_contextvars("job", "row_id")
 
     return run

@@ -27,10 +27,12 @@ from app.api import (
     webhooks,
 )
 from app.api import keys as key_routes
+from app.api.access import Access
 from app.api.guard import Guard
 from app.api.hub import Hub
 from app.budgets import SharedBudget
 from app.context import Context
+from app.gauges import Page
 from app.images.access import Images
 from app.keys import Doorman
 from app.models import ApiKey
@@ -76,12 +78,14 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     app.state.hub = Hub(context)
+    app.state.metrics = Page(context)
     problems.install(app)
     once.install(app)
     app.state.doorman = Doorman(context.sessions)
     app.mount("/v2", context.images.asgi)
     # JSON may write a byte as six.
     app.add_middleware(Guard, limit=6 * context.settings.max_inline_bytes + MIB)
+    app.add_middleware(Access)
     cors.install(app, context.settings.cors_origins)
     return app
 

@@ -2,6 +2,7 @@
 commit, in one statement. A rollback forgets them.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -47,6 +48,11 @@ def mark(session: Session, point: str) -> None:
     session.info.setdefault("points", []).append(point)
 
 
+def afterwards(session: Session, act: Callable[[], None]) -> None:
+    """Do something quick that can't fail once this transaction is committed: count what happened."""
+    session.info.setdefault("afterwards", []).append(act)
+
+
 async def write(transaction: Transaction) -> None:
     """Write what a transaction has to say; its last statement."""
     if found := _statement(transaction.info):
@@ -54,7 +60,9 @@ async def write(transaction: Transaction) -> None:
 
 
 def committed(info: dict[Any, Any]) -> None:
-    """Pass the fault points of a transaction that has just been committed."""
+    """Count what a transaction that has just been committed did, and pass its fault points."""
+    for act in info.pop("afterwards", ()):
+        act()
     for point in info.pop("points", ()):
         faults.at(point)
 
@@ -75,6 +83,7 @@ def _forget(session: OrmSession, _transaction: object) -> None:
     session.info.pop("events", None)
     session.info.pop("nudges", None)
     session.info.pop("points", None)
+    session.info.pop("afterwards", None)
 
 
 def _statement(info: dict[Any, Any]) -> tuple[str, tuple[object, ...]] | None:

@@ -11,7 +11,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from app import db, jobs
+from app import db, jobs, scrape
 from app.context import Context
 from app.embedded.postgres import EmbeddedPostgres
 from app.gateway.run import serve_gateway
@@ -69,6 +69,7 @@ async def serve(settings: Settings, announce: Announce) -> None:
                     "api": api_part(create_app(context), api_socket, up),
                     "gateway": _gateway(context, gateway_socket, up),
                     "worker": supervised(context, url, up),
+                    **scrape.part(context),
                 }
                 if watch is not None:
                     parts["database"] = watch()
@@ -83,9 +84,8 @@ async def api(settings: Settings, announce: Announce) -> None:
             async with context.sessions.begin() as session:
                 key = await ensure_key(session, settings)
             up = Up(1, lambda: announce(Started(settings, key.made, url)))
-            await until_stopped(
-                {"api": api_part(create_app(context), listener, up), "registry": jobs.tidy_registry(context)}
-            )
+            served = api_part(create_app(context), listener, up)
+            await until_stopped({"api": served, "registry": jobs.tidy_registry(context), **scrape.part(context)})
 
 
 async def gateway(settings: Settings, announce: Announce) -> None:
@@ -94,7 +94,7 @@ async def gateway(settings: Settings, announce: Announce) -> None:
         settings = settings.model_copy(update={"gateway_port": listener.getsockname()[1]})
         async with _outside(settings) as (context, url):
             up = Up(1, lambda: announce(Started(settings, None, url)))
-            await until_stopped({"gateway": _gateway(context, listener, up)})
+            await until_stopped({"gateway": _gateway(context, listener, up), **scrape.part(context)})
 
 
 async def worker(settings: Settings, announce: Announce, *, hold_local: bool) -> None:
@@ -105,7 +105,7 @@ async def worker(settings: Settings, announce: Announce, *, hold_local: bool) ->
         waiter.add_done_callback(lambda t: None if t.cancelled() else announce(Started(settings, None, url)))
         try:
             work = jobs.work(context, url, ready=ready, host_bound_only=hold_local)
-            await until_stopped({"worker": work, "sign of life": show_life(context, ready)})
+            await until_stopped({"worker": work, "sign of life": show_life(context, ready), **scrape.part(context)})
         finally:
             waiter.cancel()
 

@@ -175,6 +175,9 @@ class Settings(BaseSettings):
     gateway_domain: str = "localhost"
     gateway_trusted_proxies: Networks = ()
     """Networks of proxies before the gateway: only what these say of a request's scheme and origin is believed."""
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """Where this process serves ``/metrics`` without a key; None: nowhere, and under the API's port with the operator's."""
+    metrics_host: str = "127.0.0.1"
     public_url: str | None = None
     """How builders on other machines reach the API (https; plain http on loopback only)."""
 

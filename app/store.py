@@ -5,12 +5,13 @@ starts again from the row.
 """
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.sql import ColumnElement
 
-from app import outbox, sql
+from app import metrics, outbox, sql
 from app.lifecycle import (
     REASONS,
     BuildStatus,
@@ -48,6 +49,10 @@ _STAMPS: dict[type[Status], dict[Status, str]] = {
 }
 
 
+GOOD = frozenset({BuildStatus.SUCCEEDED, RunStatus.SUCCEEDED, ReleaseStatus.LIVE})
+"""What is counted without a reason: a row may keep that of an earlier try."""
+
+
 async def move(
     session: Session,
     row: Row,
@@ -64,9 +69,11 @@ async def move(
     written. What was set is set on the object too. Raises ValueError on a move that TRANSITIONS doesn't have.
 
     ``locked``: the row was read under a lock that this transaction holds, so the move can't lose. In plain SQL it is then
-    written with the outbox, in the same statement, and what the database works out does not come back to the object.
+    written with the outbox, in the same statement, and what the database works out does not come back to the object: its
+    times are then those of this process's clock.
     """
-    model, before = type(row), row.status
+    model, before, now = type(row), row.status, datetime.now(UTC)
+    since = row.updated_at if isinstance(row, Build) else None
     if to not in may_follow(before):
         raise ValueError(f"{model.__name__}: {before} → {to} is not a move")
     values = {"status": to, **values}
@@ -79,7 +86,9 @@ async def move(
     key = {"id": row.id, "status": before}
     if locked and isinstance(session, Transaction):
         outbox.write_along(session, model, key, where, values)
-        fresh: Mapping[str, Any] | None = {n: getattr(row, n) for n, v in values.items() if isinstance(v, Expression)}
+        fresh: Mapping[str, Any] | None = {
+            n: now if v is NOW else getattr(row, n) for n, v in values.items() if isinstance(v, Expression)
+        }
     else:
         fresh = await sql.update(session, model, key, *where, **values)
     if fresh is None:
@@ -87,7 +96,23 @@ async def move(
     for name, value in (values | dict(fresh)).items():
         set_committed_value(row, name, value)
     record(session, row, f"{model.__tablename__}.{to}", event)
+    outbox.afterwards(session, lambda: _count(row, to, before, since, now))
     return True
+
+
+def _count(row: Row, to: Status, before: Status, since: datetime | None, now: datetime) -> None:
+    """Count a move that is committed. Times are the database's, ``now`` is ours: they differ by what the clocks do."""
+    reason = "" if isinstance(row, Service) or to in GOOD else row.reason or ""
+    if isinstance(row, Build):
+        if since is not None:
+            metrics.STAGES.labels(before).observe(max(0.0, (now - since).total_seconds()))
+        if is_terminal(to):
+            metrics.BUILDS.labels(to, reason, row.builder_platform).inc()
+            metrics.BUILD_SECONDS.labels(to).observe(max(0.0, (now - row.created_at).total_seconds()))
+    elif isinstance(row, Run) and is_terminal(to):
+        metrics.RUNS.labels(to, reason, row.platform).inc()
+    elif isinstance(row, Release) and to in {ReleaseStatus.LIVE, ReleaseStatus.FAILED}:
+        metrics.RELEASES.labels(to, reason, row.platform).inc()
 
 
 def record(session: Session, row: Row, kind: str, data: dict[str, Any] | None = None) -> None:

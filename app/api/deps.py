@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import structlog
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -51,6 +52,10 @@ async def get_transaction(context: Ctx) -> AsyncIterator[Transaction]:
 PlainDb = Annotated[Transaction, Depends(get_transaction, scope="function")]
 
 
+ABOUT = frozenset({"build_id", "webhook_id"})
+"""Parts of a path that every line logged for the request has."""
+
+
 async def get_doorman(request: Request) -> Doorman:
     """Return what tells callers by their keys."""
     doorman: Doorman = request.app.state.doorman
@@ -61,7 +66,10 @@ Door = Annotated[Doorman, Depends(get_doorman)]
 
 
 async def get_caller(
-    wanted: SecurityScopes, credentials: Credentials, doorman: Annotated[Doorman, Depends(get_doorman)]
+    request: Request,
+    wanted: SecurityScopes,
+    credentials: Credentials,
+    doorman: Annotated[Doorman, Depends(get_doorman)],
 ) -> Holder:
     """Return who is calling; Refusal: 401 without a valid key, 403 when the key's scopes are too narrow for the route."""
     if credentials is None:
@@ -69,6 +77,8 @@ async def get_caller(
     caller = await doorman.admit(credentials.credentials)
     if caller is None:
         raise unauthorized("This API key is not valid.")
+    about = {k: v for k, v in request.path_params.items() if k in ABOUT}
+    structlog.contextvars.bind_contextvars(project_id=caller.project.id, key_id=caller.key_id, **about)
     for scope in wanted.scopes:
         need(caller, scope)
     return caller

@@ -1,16 +1,18 @@
-"""Whether this process lives and can serve; without a key, for load balancers."""
+"""Whether this process lives and can serve, without a key, for load balancers; and its metrics, for the operator."""
 
 import asyncio
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import __version__
-from app.api.deps import Ctx
+from app.api.deps import Ctx, Operator
 from app.api.problems import responses
 from app.api.schemas import Ready
 from app.db import DATABASE_AWAY, schema_is_current
 from app.errors import unavailable
+from app.gauges import CONTENT_TYPE, Page
 
 router = APIRouter(tags=["health"])
 
@@ -35,3 +37,14 @@ async def readyz(context: Ctx) -> Ready:
     if not current:
         raise unavailable("The database's schema is not current; run `slipway migrate`.", reason="schema_outdated")
     return Ready(status="ready", version=__version__)
+
+
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses=responses(403) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def get_metrics(request: Request, _operator: Operator) -> Response:
+    """What is counted, in Prometheus's text format; see docs/observability.md. For the operator: it is about all projects."""
+    page: Page = request.app.state.metrics
+    return Response(await page.render(), media_type=CONTENT_TYPE)

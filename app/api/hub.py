@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Row, String, any_, literal, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app import db, events
+from app import db, events, metrics
 from app.api import sse
 from app.api.follower import Follower, News, Topic
 from app.api.views import event_out
@@ -75,6 +75,7 @@ class Hub:
         if self._closed:
             follower.leave()
         self.followers.add(follower)
+        metrics.STREAMS.inc()
         for topic in topics:
             self._topics.setdefault(topic, set()).add(follower)
         if not self._closed and not self._working:
@@ -87,6 +88,7 @@ class Hub:
             yield follower
         finally:
             self.followers.discard(follower)
+            metrics.STREAMS.dec()
             for topic in topics:
                 self._topics[topic].discard(follower)
                 if not self._topics[topic]:

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
+import structlog
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -75,7 +76,9 @@ class CompletionAnswer(Answer):
 
 async def get_caller(run_id: str, token: Token, context: Ctx) -> Caller:
     """Return who calls, before anything else of the request is looked at."""
-    return authenticate(context, run_id, token)
+    caller = authenticate(context, run_id, token)
+    structlog.contextvars.bind_contextvars(run_id=run_id)
+    return caller
 
 
 Known = Annotated[Caller, Depends(get_caller)]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
-from app import faults, sql, store
+from app import faults, metrics, sql, store
 from app.builds import cache, reuse, slots
 from app.builds.caller import Caller
 from app.builds.ending import ANOTHER_TRY, end_run, go_on, lock_all, look, requeue
@@ -159,6 +159,7 @@ async def complete(context: Context, caller: Caller, message_id: str, completion
             await _failed(context, session, build, run, completion, reason or Reason.INTERNAL_ERROR, message)
             answer = _accepted(build, build.status)
             await sql.update(session, Run, {"id": run.id}, completion_id=message_id, completion_answer=answer)
+    metrics.builder_stages(completion.timings)
     faults.at("report.committed")
     return answer
 

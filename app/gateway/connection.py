@@ -5,6 +5,7 @@ import logging
 
 import h11
 
+from app import metrics
 from app.errors import Refusal, unavailable
 from app.gateway.head import Incoming, bad_request, parse, read_head
 from app.gateway.problems import problem
@@ -87,8 +88,10 @@ class Connection:
             self._refuse(incoming, Refusal(500, "internal_error", "The gateway itself failed; its log has the error."))
         finally:
             self._cancel_watch()
+            took = asyncio.get_running_loop().time() - started
+            metrics.gateway_request(exchange.status, took)
             if self._access_log:
-                self._log(exchange, asyncio.get_running_loop().time() - started)
+                self._log(exchange, took)
             self.exchange, self.busy = None, False
         return await self._keep(incoming.parser)
 

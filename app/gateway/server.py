@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from app import metrics
 from app.gateway.connection import Connection
 from app.gateway.limits import Limits
 from app.gateway.pool import Pool
@@ -47,7 +48,12 @@ class Server:
         too_many = len(self.connections) >= self.limits.connections
         connection = Connection(self.proxy, wire, too_many=too_many, access_log=self.access_log)
         self.connections.add(connection)
-        connection.task.add_done_callback(lambda _: self.connections.discard(connection))
+        metrics.GATEWAY_CONNECTIONS.inc()
+        connection.task.add_done_callback(lambda _: self._closed(connection))
+
+    def _closed(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        metrics.GATEWAY_CONNECTIONS.dec()
 
     async def stop(self, grace_seconds: float) -> None:
         """Accept no more, let what is in flight end within the grace, then cut the rest off."""

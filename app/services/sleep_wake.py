@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from app import faults, outbox, queue, sql, store
+from app import faults, metrics, outbox, queue, sql, store
 from app.context import Context
 from app.db import transaction
 from app.lifecycle import Reason, ServiceStatus
@@ -118,14 +118,17 @@ async def _start(context: Context, service: Service, release: Release | None) ->
         async with asyncio.timeout(context.wake_seconds(service.platform)):
             address = await services.wake(ref_of(context, release))
     except StartFailed as e:
+        metrics.WAKE_SECONDS.labels(service.platform, "failed").observe(time.monotonic() - begun)
         await _not_up(context, service, release, e.reason, e.message)
         raise WakeFailed(e.message, e.reason) from e
     except (PlatformError, TimeoutError) as e:
+        metrics.WAKE_SECONDS.labels(service.platform, "failed").observe(time.monotonic() - begun)
         message = str(e) or "The platform did not start the service in time."
         await _not_up(context, service, release, Reason.INTERNAL_ERROR, message)
         raise WakeFailed(message, Reason.INTERNAL_ERROR) from e
     faults.at("wake.started")
     took = (time.monotonic() - begun) * 1000
+    metrics.WAKE_SECONDS.labels(service.platform, "up").observe(took / 1000)
     async with transaction(context.pool) as session:
         moved = await store.move(
             session,

@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy import func, literal, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults
+from app import faults, metrics
 from app.context import Context
 from app.models import Event, SecretVersion, Webhook, WebhookDelivery
 from app.outbox import add_event, mark
@@ -51,6 +51,8 @@ class Parcel:
     attempt: int
     url: str
     body: str | None
+    at: datetime
+    """When its event happened."""
     secrets: tuple[str, ...] = field(repr=False)
 
 
@@ -108,6 +110,7 @@ async def claim(context: Context, sender: str, most: int, each: int, busy: Seque
                 attempt=delivery.attempts,
                 url=webhook.url,
                 body=None if gone else message.body(delivery, event),
+                at=delivery.created_at if gone or delivery.event_id is None else event.at,
                 secrets=tuple(opened[s] for s in wanted),
             )
         )
@@ -125,7 +128,12 @@ async def send(context: Context, client: Client, parcel: Parcel, policy: Policy,
         await record(context, parcel, outcome, policy, sender)
         return outcome
     signed = message.headers(parcel.message_id, parcel.body, parcel.secrets, datetime.now(UTC))
+    if parcel.attempt == 1:
+        metrics.WEBHOOK_LAG.observe(max(0.0, (datetime.now(UTC) - parcel.at).total_seconds()))
     outcome = await client.post(parcel.url, signed, parcel.body)
+    answered = "refused" if outcome.status_code is not None else "unreachable"
+    metrics.WEBHOOK_ATTEMPTS.labels("delivered" if outcome.delivered else answered).inc()
+    metrics.WEBHOOK_SECONDS.observe(outcome.ms / 1000)
     faults.at("webhook.sent")
     await record(context, parcel, outcome, policy, sender)
     return outcome

@@ -1,11 +1,12 @@
 """Tables that list what the code has: statuses, owners, reasons, fault points, routes, platforms."""
 
 import json
+import re
 
 import pytest
 from fastapi.routing import APIRoute
 
-from app import capabilities, faults
+from app import capabilities, faults, metrics
 from app.api import runs
 from app.api.schemas import BuildDetail, Diagnostic, Failure, Problem
 from app.api.webhook_schemas import WebhookMessage
@@ -85,6 +86,16 @@ def test_what_platforms_can_do_is_made_from_the_code() -> None:
     assert capabilities.page(readme) == readme, "run python -m app.capabilities README.md"
     stale = readme.replace("| yes |", "| no |", 1)
     assert capabilities.page(stale) == readme
+
+
+def test_the_metrics_are_the_code_s() -> None:
+    text = pages.read("docs/observability.md")
+    assert metrics.page(text) == text, "run python -m app.metrics docs/observability.md"
+    alerts = "".join(pages.blocks(text, "yaml"))
+    known = {name for name, _ in metrics.names()}
+    asked = set(re.findall(r"slipway_[a-z_]+", alerts))
+    assert asked
+    assert {name.removesuffix("_count") if name not in known else name for name in asked} <= known
 
 
 def test_every_json_block_is_json() -> None:
