@@ -91,7 +91,7 @@ async def identify(request: Request) -> None:
     if run_id is not None:
         authenticate(request.app.state.context, run_id, await get_token(credentials))
     else:
-        await get_caller(SecurityScopes(), credentials, request.app.state.doorman)
+        await get_caller(request, SecurityScopes(), credentials, request.app.state.doorman)
 
 
 def need(caller: Holder, scope: str) -> None:

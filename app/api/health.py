@@ -3,7 +3,6 @@
 import asyncio
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import PlainTextResponse
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import __version__
@@ -41,7 +40,7 @@ async def readyz(context: Ctx) -> Ready:
 
 @router.get(
     "/metrics",
-    response_class=PlainTextResponse,
+    response_class=Response,
     responses=responses(403) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def get_metrics(request: Request, _operator: Operator) -> Response:
