@@ -233,6 +233,7 @@ class Build(Base):
         Index("ix_build_project_id_status_id", "project_id", "status", "id"),
         Index("ix_build_platform", "project_id", text("coalesce(service_platform, builder_platform)"), "id"),
         Index("ix_build_service_id_id", "service_id", "id"),
+        Index("ix_build_queue", "builder_platform", "project_id", "id", postgresql_where=_in((BuildStatus.QUEUED,))),
         Index("ix_build_open", "builder_platform", "status", "created_at", postgresql_where=_in(OPEN_BUILD)),
         Index("ix_build_next_check_at", "next_check_at", postgresql_where=_in(OPEN_BUILD)),
         Index("ix_build_service_id", "service_id", "sequence"),

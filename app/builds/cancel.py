@@ -35,7 +35,7 @@ async def cancel(context: Context, session: AsyncSession, build: Build, *, messa
     for run in (await session.execute(open_runs)).scalars():
         await end_run(context, session, run, RunStatus.CANCELED, reason=reason, message=text)
     if before in slots.IN_SLOT:
-        await slots.freed(context, session, build.builder_platform)
+        await slots.freed(context, session, build.builder_platform, build.project_id)
     if before == BuildStatus.PROMOTING and build.release_id:
         release = await session.get(Release, build.release_id, with_for_update=True)
         if release is not None and release.status in {ReleaseStatus.PENDING, ReleaseStatus.DEPLOYING}:

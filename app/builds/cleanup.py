@@ -123,7 +123,7 @@ async def _lose(
     else:
         await store.fail(session, build, reason, message)
     await reuse.left(session, build)
-    await slots.freed(context, session, run.platform)
+    await slots.freed(context, session, run.platform, run.project_id)
 
 
 def _why(build: Build, run: Run, seen: Inspection | None, *, past: bool) -> tuple[Reason, str]:

@@ -254,7 +254,7 @@ async def _succeed(
         values["source"] = build.source | found
     await go_on(context, session, service, build, artifact, **values)
     await reuse.left(session, build)
-    await slots.freed(context, session, run.platform)
+    await slots.freed(context, session, run.platform, run.project_id)
 
 
 async def _failed(
@@ -278,7 +278,7 @@ async def _failed(
     else:
         await store.fail(session, build, reason, text, diagnostics=diagnostics)
     await reuse.left(session, build)
-    await slots.freed(context, session, run.platform)
+    await slots.freed(context, session, run.platform, run.project_id)
 
 
 def sbom(completion: Completion) -> dict[str, Any]:

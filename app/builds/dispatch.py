@@ -81,8 +81,8 @@ async def _in_turn(context: Context, build_id: str) -> tuple[Build | None, Launc
                 if build.status == BuildStatus.QUEUED:
                     await slots.hold(session, build_id)
                 return None, None
-            if build.status == BuildStatus.QUEUED and chosen.id != build.id:
-                # Another's turn: this one's nudge is used up, so it gets one more, by which it is launched or held.
+            if build.status == BuildStatus.QUEUED and chosen.id != build.id and build.next_check_at is not None:
+                # Another's turn: this one's nudge is used up, so unless it is held it gets one more, to be launched or held.
                 host_bound = context.catalog.host_bound(build.builder_platform)
                 outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, once=False))
             build, launch = chosen, await _claim(context, session, chosen)
@@ -271,4 +271,4 @@ async def _give_up(
         else:
             await requeue(context, session, current, reason, message, delay=retry_in, tried=tried)
         await reuse.left(session, current)
-        await slots.freed(context, session, run.platform)
+        await slots.freed(context, session, run.platform, run.project_id)

@@ -2,9 +2,12 @@
 
 One advisory lock per platform makes limits hold over any number of workers. While there is room for all that wait, their order
 is of no matter: each takes its own slot under a share of the lock (``room``). Otherwise one at a time holds the lock alone
-(``pick``): a slot goes to the project with the fewest running builds, then to the oldest build. A build that finds no slot is
+(``pick``): a slot goes to the project with the fewest running builds, then to the oldest build; so a project waits for
+nobody's backlog but its own. A build that finds no slot is
 *held*: its ``next_check_at`` is NULL, so that a backlog makes no storm of checks; whoever frees a slot nudges one held build.
 """
+
+from collections.abc import Sequence
 
 from app import outbox, queue, sql
 from app.context import Context
@@ -15,23 +18,39 @@ from app.sql import Session
 IN_SLOT = (BuildStatus.DISPATCHING, BuildStatus.BUILDING)
 
 
-_PICK = """
-    with running as (
-        select project_id, count(*) as n, count(*) filter (where builder_platform = $1) as here
-        from build where status in ('dispatching', 'building') group by project_id
-    )
-    select build.* from build
-    join project on project.id = build.project_id
-    left join running on running.project_id = build.project_id
-    where build.builder_platform = $1
-        and build.status = 'queued'
-        and (build.not_before is null or build.not_before <= now())
-        and coalesce(running.n, 0) < coalesce(project.max_concurrent_builds, $2)
-        and (select coalesce(sum(here), 0) from running) < $3
-    order by coalesce(running.n, 0), build.created_at, build.id
-    limit 1
-    for update of build skip locked
+_AT_WORK = """
+    select project_id, count(*) as n, count(*) filter (where builder_platform = $1) as here
+    from build where status in ('dispatching', 'building') group by project_id
 """
+# One look into the index for each project that has a queued build, however many it has.
+_WAITING = """
+    (select project_id from build where builder_platform = $1 and status = 'queued' order by project_id limit 1)
+    union all
+    select (
+        select project_id from build
+        where builder_platform = $1 and status = 'queued' and project_id > waiting.project_id order by project_id limit 1
+    ) from waiting where waiting.project_id is not null
+"""
+_DUE = """
+    select {} from build
+    where builder_platform = $1 and project_id = waiting.project_id and status = 'queued'
+        and (not_before is null or not_before <= now())
+"""
+# A lateral join goes through the turns in their order, and the limit ends it at the first build that nobody has locked.
+_PICK = f"""
+    with recursive at_work as ({_AT_WORK}), waiting (project_id) as ({_WAITING})
+    select next.* from (
+        select waiting.project_id from waiting
+        join project on project.id = waiting.project_id
+        left join at_work on at_work.project_id = waiting.project_id
+        cross join lateral ({_DUE.format("id")} order by id limit 1) as oldest
+        where coalesce(at_work.n, 0) < coalesce(project.max_concurrent_builds, $2)
+            and (select coalesce(sum(here), 0) from at_work) < $3
+        order by coalesce(at_work.n, 0), oldest.id
+    ) as waiting
+    cross join lateral ({_DUE.format("*")} order by id limit 1 for update skip locked) as next
+    limit 1
+"""  # noqa: S608 - our own text
 _SHARE = """
     select builder_platform, pg_advisory_xact_lock_shared(hashtextextended('slots:' || builder_platform, 0))
     from build where id = $1 and status = 'queued'
@@ -61,11 +80,29 @@ _HOLD = """
         for update skip locked
     )
 """
+# Any one will do, since ``pick`` chooses. The second is for a limit of the project, which counts over all platforms.
 _HELD = """
-    select id from build
+    (select id, builder_platform from build
     where builder_platform = $1 and status = 'queued' and next_check_at is null
-    order by created_at limit 1
+        and (not_before is null or not_before <= now()) limit 1)
+    union all
+    (select id, builder_platform from build
+    where project_id = $2 and status = 'queued' and next_check_at is null and builder_platform <> $1
+        and (not_before is null or not_before <= now()) limit 1)
 """
+_STARTABLE = f"""
+    with recursive at_work as ({_AT_WORK}), waiting (project_id) as ({_WAITING}),
+    able as (
+        select held.id from waiting
+        join project on project.id = waiting.project_id
+        left join at_work on at_work.project_id = waiting.project_id
+        cross join lateral (
+            {_DUE.format("id")} and next_check_at is null order by id
+            limit greatest(0, least($3::int, coalesce(project.max_concurrent_builds, $2::int)) - coalesce(at_work.n, 0))
+        ) as held
+    )
+    select id from able limit greatest(0, $3::int - (select coalesce(sum(here), 0) from at_work))
+"""  # noqa: S608 - our own text
 
 
 async def lock(session: Session, platform: str) -> None:
@@ -110,12 +147,21 @@ async def hold(session: Session, build_id: str) -> None:
     await sql.fetch(session, _HOLD, build_id)
 
 
-async def freed(context: Context, session: Session, platform: str) -> None:
-    """Nudge one held build, in the transaction that moved another out of its slot.
+async def freed(context: Context, session: Session, platform: str, project_id: str) -> None:
+    """Nudge who waits for the slot, in the transaction that moved a build of the project out of it.
 
     Takes a share of the lock first: a dispatch that still counted the old build as running has then marked its own as held.
     """
     await sql.fetch(session, "select pg_advisory_xact_lock_shared(hashtextextended($1, 0))", f"slots:{platform}")
-    if held := await sql.fetch_one(session, _HELD, platform):
-        host_bound = context.catalog.host_bound(platform)
+    for held in await sql.fetch(session, _HELD, platform, project_id):
+        host_bound = context.catalog.host_bound(held["builder_platform"])
         outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, held["id"], host_bound=host_bound, once=False))
+
+
+async def startable(context: Context, session: Session, platform: str) -> Sequence[str]:
+    """Return as many held builds as could be launched now: their nudge was lost, or a limit was raised."""
+    entry = context.catalog.entry(platform)
+    if entry is None:
+        return ()
+    limits = context.settings.project_concurrency, entry.traits.max_builders
+    return [row["id"] for row in await sql.fetch(session, _STARTABLE, platform, *limits)]

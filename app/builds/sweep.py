@@ -83,22 +83,10 @@ async def _quiet_builds(context: Context, session: AsyncSession) -> int:
 
 
 async def _held(context: Context, session: AsyncSession) -> int:
-    """Nudge one held build on each platform that has a free slot; the rule is ``slots.freed``, this is its safety net."""
-    running = (
-        select(Build.builder_platform, func.count().label("n"))
-        .where(Build.status.in_(slots.IN_SLOT))
-        .group_by(Build.builder_platform)
-    ).subquery()
-    held = (
-        select(Build.builder_platform, func.min(Build.id), func.coalesce(func.max(running.c.n), 0))
-        .outerjoin(running, running.c.builder_platform == Build.builder_platform)
-        .where(Build.status == BuildStatus.QUEUED, Build.next_check_at.is_(None))
-        .group_by(Build.builder_platform)
-    )
+    """Nudge the held builds for which there is a slot; the rule is ``slots.freed``, this is its safety net."""
     count = 0
-    for platform, build_id, taken in (await session.execute(held)).all():
-        entry = context.catalog.entry(platform)
-        if entry is not None and taken < entry.traits.max_builders:
+    for platform in context.catalog.entries:
+        for build_id in await slots.startable(context, session, platform):
             host_bound = context.catalog.host_bound(platform)
             outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build_id, -1, host_bound=host_bound))
             count += 1

@@ -92,6 +92,8 @@ class Yard:
     calls: list[tuple[str, str]] = field(default_factory=list)
     launched: list[str] = field(default_factory=list)
     """Names in the order in which machines were really made."""
+    most: int = 0
+    """How many machines ran at once, at most."""
     complete: bool = True
     """Whether listings are whole."""
     healthy: bool | None = None
@@ -177,6 +179,8 @@ class YardBuilders:
                 machine = Machine(spec, self.yard.handle(), datetime.now(UTC))
                 self.yard.machines[spec.name] = machine
                 self.yard.launched.append(spec.name)
+                running = sum(m.phase is Phase.RUNNING for m in self.yard.machines.values())
+                self.yard.most = max(self.yard.most, running)
         return Launched(handle=machine.handle, region="here", effective=spec.size)
 
     async def inspect(self, ref: Ref) -> Inspection:
