@@ -1,6 +1,7 @@
 """What a verb is given: everything that lives as long as the process. ``context`` in a signature means: I own my transactions."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -28,6 +29,8 @@ class Context:
     installation: str
     process: str
     """Random name of this process; leases are held under it."""
+    paces: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
+    """What ``app.builds.forecast`` has found out of late, with the time until which it goes by it."""
 
     def promote_seconds(self, platform: str) -> float:
         """Return how long a release may take to come up there: the operator's word, else what the platform needs."""

@@ -22,7 +22,7 @@ from app.api.once import OnceOnly, OnceRoute, PlainOnce
 from app.api.problems import limited, responses
 from app.api.schemas import BuildDetail, BuildOut, Page
 from app.api.views import build_detail, build_out, detail
-from app.builds import submit
+from app.builds import forecast, submit
 from app.builds.cancel import cancel
 from app.builds.limits import headers
 from app.db import alone
@@ -52,7 +52,8 @@ async def create_build(
     build, granted = await submit.submit(context, session, project, body)
     response.headers.update(headers(granted.quotas))
     response.headers["Location"] = f"{request.url.path.rstrip('/')}/{build.id}"
-    return detail(build, body.service.name if body.service else None)
+    place = await forecast.place(context, session, project, build, granted.ahead)
+    return detail(build, body.service.name if body.service else None, place=place)
 
 
 @router.get("", responses=responses())
@@ -99,11 +100,12 @@ async def get_build(
         build = await submit.find(session, project, build_id)
         if seconds is None or is_terminal(build.status):
             waiting.applied(response, seconds)
-            return await build_detail(session, build)
+            return await build_detail(session, build, await forecast.place(context, session, project, build))
     await waiting.for_end(hub, build.id, caller.key_id, seconds)
     waiting.applied(response, seconds)
     async with alone(context.sessions) as session:
-        return await build_detail(session, await submit.find(session, project, build_id))
+        build = await submit.find(session, project, build_id)
+        return await build_detail(session, build, await forecast.place(context, session, project, build))
 
 
 @router.post("/{build_id}/cancel", responses=responses(404, 409))
@@ -130,4 +132,4 @@ async def retry_build(
     build, granted = await submit.retry(context, session, project, old)
     response.headers.update(headers(granted.quotas))
     response.headers["Location"] = f"/v1/builds/{build.id}"
-    return await build_detail(session, build)
+    return await build_detail(session, build, await forecast.place(context, session, project, build, granted.ahead))

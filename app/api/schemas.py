@@ -218,6 +218,12 @@ class BuildOut(Answer):
 class BuildDetail(BuildOut):
     """A build with everything that is known of it. `timings` are seconds per stage, the builder's own among them."""
 
+    position: int | None = Field(
+        None, description="While it waits for a builder: its place among its project's builds; 1 is next."
+    )
+    estimated_start_at: datetime | None = Field(
+        None, description="About when it gets its builder, by how long builds took of late; null while nobody knows."
+    )
     spec: dict[str, Any]
     diagnostics: list[Diagnostic]
     tried: list[Tried]

@@ -21,6 +21,7 @@ from app.api.schemas import (
     SizeOut,
     Tried,
 )
+from app.builds.forecast import Place
 from app.lifecycle import REASONS, BuildStatus, Reason
 from app.models import Artifact, Build, Event, Release, Run, Service
 
@@ -70,8 +71,8 @@ def build_out(build: Build, service: str | None) -> BuildOut:
     return BuildOut(**build_fields(build, service))
 
 
-async def build_detail(session: AsyncSession, build: Build) -> BuildDetail:
-    """Return a build with everything that belongs to it."""
+async def build_detail(session: AsyncSession, build: Build, place: Place | None = None) -> BuildDetail:
+    """Return a build with everything that belongs to it; ``place`` while it waits for a builder."""
     runs = (await session.execute(select(Run).where(Run.build_id == build.id).order_by(Run.attempt))).scalars().all()
     guessed = build.status == BuildStatus.QUEUED
     artifact = await session.get(Artifact, build.artifact_id) if build.artifact_id and not guessed else None
@@ -79,7 +80,8 @@ async def build_detail(session: AsyncSession, build: Build) -> BuildDetail:
     service = await session.get(Service, build.service_id) if build.service_id else None
     live = service is not None and release is not None and service.live_release_id == release.id
     url = service.url if service is not None and live else None
-    return detail(build, service.name if service else None, runs=runs, artifact=artifact, release=release, url=url)
+    name = service.name if service else None
+    return detail(build, name, runs=runs, artifact=artifact, release=release, url=url, place=place)
 
 
 def detail(
@@ -90,10 +92,13 @@ def detail(
     artifact: Artifact | None = None,
     release: Release | None = None,
     url: str | None = None,
+    place: Place | None = None,
 ) -> BuildDetail:
     """Return a build with what belongs to it; a new one has nothing yet."""
     return BuildDetail(
         **build_fields(build, service),
+        position=place.position if place else None,
+        estimated_start_at=place.starts_at if place else None,
         spec=build.spec | ({"service": build.config} if build.config is not None else {}),
         diagnostics=[Diagnostic(**d) for d in build.diagnostics],
         tried=[Tried(**t) for t in build.tried],

@@ -62,10 +62,10 @@ class Quota:
 
 @dataclass(frozen=True)
 class Granted:
-    """What became of a wish for builds: how many may be made, and, when those are not all, why. ``queued``: how many wait."""
+    """What became of a wish for builds: how many may be made, and, when that is not all, why; ``ahead`` wait for a slot."""
 
     builds: int
-    queued: int
+    ahead: int
     quotas: tuple[Quota, ...]
     refusal: Refusal | None
 
@@ -86,8 +86,18 @@ _COUNT = f"""
     returning builds, {_TOMORROW} as seconds
 """  # noqa: S608 - our own text
 _GIVE_BACK = "update build_count set builds = builds - $2 where project_id = $1"
+AHEAD = "waiting_for is null and artifact_id is null"
+"""Which queued builds wait for a slot: not those that may take another's image."""
 _QUEUED = "(select count(*) from build where project_id = $1 and status = 'queued')"
+_QUEUE = f"""
+    select count(*) as queued, count(*) filter (where {AHEAD}) as ahead
+    from build where project_id = $1 and status = 'queued'
+"""  # noqa: S608 - our own text
 _SERVICES = "(select count(*) from service where project_id = $1 and deleted_at is null)"
+
+
+_SEEN = f"select 0 as services, queue.* from ({_QUEUE}) as queue"  # noqa: S608 - our own text
+_SEEN_NEW = f"select {_SERVICES} as services, queue.* from ({_QUEUE}) as queue"  # noqa: S608 - our own text
 
 
 async def grant(context: Context, session: Session, project: Project, wanted: int, *, new_service: bool) -> Granted:
@@ -99,9 +109,7 @@ async def grant(context: Context, session: Session, project: Project, wanted: in
     allowed = limits(context.settings, project)
     counted = await sql.fetch_one(session, _COUNT, project.id, wanted)
     # A statement of its own: it has to see what was committed before the lock was ours.
-    seen = await sql.fetch_one(
-        session, f"select {_QUEUED} as queued, {_SERVICES if new_service else 0} as services", project.id
-    )
+    seen = await sql.fetch_one(session, _SEEN_NEW if new_service else _SEEN, project.id)
     assert counted is not None
     assert seen is not None
     before, seconds = counted["builds"] - wanted, counted["seconds"]
@@ -120,9 +128,9 @@ async def grant(context: Context, session: Session, project: Project, wanted: in
     else:
         short, retry_after = quotas[1], QUEUED_RETRY_SECONDS
     if builds == wanted:
-        return Granted(builds, seen["queued"], tuple(quotas), None)
+        return Granted(builds, seen["ahead"], tuple(quotas), None)
     await sql.fetch(session, _GIVE_BACK, project.id, wanted - builds)
-    return Granted(builds, seen["queued"], tuple(quotas), _refused(short, retry_after, quotas))
+    return Granted(builds, seen["ahead"], tuple(quotas), _refused(short, retry_after, quotas))
 
 
 async def take(context: Context, session: Session, project: Project, *, new_service: bool) -> Granted:

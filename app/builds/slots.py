@@ -18,12 +18,12 @@ from app.sql import Session
 IN_SLOT = (BuildStatus.DISPATCHING, BuildStatus.BUILDING)
 
 
-_AT_WORK = """
+AT_WORK = """
     select project_id, count(*) as n, count(*) filter (where builder_platform = $1) as here
     from build where status in ('dispatching', 'building') group by project_id
 """
 # One look into the index for each project that has a queued build, however many it has.
-_WAITING = """
+WAITING = """
     (select project_id from build where builder_platform = $1 and status = 'queued' order by project_id limit 1)
     union all
     select (
@@ -38,7 +38,7 @@ _DUE = """
 """
 # A lateral join goes through the turns in their order, and the limit ends it at the first build that nobody has locked.
 _PICK = f"""
-    with recursive at_work as ({_AT_WORK}), waiting (project_id) as ({_WAITING})
+    with recursive at_work as ({AT_WORK}), waiting (project_id) as ({WAITING})
     select next.* from (
         select waiting.project_id from waiting
         join project on project.id = waiting.project_id
@@ -91,7 +91,7 @@ _HELD = """
         and (not_before is null or not_before <= now()) limit 1)
 """
 _STARTABLE = f"""
-    with recursive at_work as ({_AT_WORK}), waiting (project_id) as ({_WAITING}),
+    with recursive at_work as ({AT_WORK}), waiting (project_id) as ({WAITING}),
     able as (
         select held.id from waiting
         join project on project.id = waiting.project_id

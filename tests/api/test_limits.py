@@ -1,6 +1,8 @@
 """What a project may have: never exceeded, told in headers, and counted once."""
 
 import asyncio
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -9,8 +11,9 @@ import pytest
 from app.builds import submit
 from app.builds.limits import QUEUED_RETRY_SECONDS, SERVICES_RETRY_SECONDS
 from app.db import transaction
-from app.models import Project
+from app.models import Build, Project
 from app.requests import BuildRequest
+from tests.support.platform import TRAITS
 from tests.support.problems import problem
 from tests.support.waiting import eventually
 from tests.support.world import FILES, World
@@ -147,6 +150,34 @@ async def test_a_project_s_limits_are_the_installation_s_unless_it_has_its_own(h
     await here.jobs()
     await here.submit()
     assert await usage(here) == {"concurrent_builds": 1, "queued_builds": 1, "builds_today": 2, "services": 0}
+
+
+async def test_a_queued_build_s_place(here: World) -> None:
+    here.yard.traits = replace(TRAITS, max_builders=2)
+    here.context.catalog.entries = {"yard": here.yard.entry()}
+    _, other = await here.project("other")
+    first = (await send(here)).json()
+    assert (first["position"], first["estimated_start_at"]) == (1, None)
+    await here.jobs()
+    await (await here.builder(await here.one(Build, id=first["id"]))).finish()
+    await here.sql("update build set dispatched_at = finished_at - interval '60 seconds'")
+    here.context.paces.clear()
+    async with other:
+        await other.post("/v1/builds", json=here.order())
+        await send(here)
+        await here.jobs()
+        here.context.paces.clear()
+        waiting = [(await send(here)).json() for _ in range(2)]
+    for position, sent in enumerate(waiting, 1):
+        seen = (await here.http.get(f"/v1/builds/{sent['id']}")).json()
+        assert sent["position"] == seen["position"] == position
+        for answer in (sent, seen):
+            # Of the platform's two slots one is the other project's: this one's builds go one after the other.
+            start = datetime.fromisoformat(answer["estimated_start_at"])
+            wait = (start - datetime.fromisoformat(sent["created_at"])).total_seconds()
+            assert 60 * position <= wait < 60 * position + 30
+    ended = (await here.http.get(f"/v1/builds/{first['id']}")).json()
+    assert (ended["position"], ended["estimated_start_at"]) == (None, None)
 
 
 async def test_another_project_s_builds_don_t_count(here: World) -> None:

@@ -111,7 +111,7 @@ async def test_a_raised_limit_starts_as_many_as_it_allows(here: World) -> None:
 async def test_a_project_s_slot_is_free_on_every_platform(here: World) -> None:
     await here.http.patch("/v1/projects/default", json={"max_concurrent_builds": 1})
     first, second = await here.submit(), await here.submit()
-    here.context.catalog.entries["other"] = here.yard.entry("other")
+    here.context.catalog.entries = {"yard": here.yard.entry(), "other": here.yard.entry("other")}
     here.context.catalog.held["other"] = here.yard.platform("other")
     await here.sql("update build set builder_platform = 'other' where id = :id", id=second.id)
     await here.jobs()
