@@ -77,7 +77,8 @@ async def leave(context: Context, release: Release) -> None:
     faults.at("leave.deleted")
     async with context.sessions.begin() as session:
         await session.get(Service, release.service_id, with_for_update=True)
-        gone = update(Release).where(*on_platform(release))
+        # Not what was asked for meanwhile, and waits to begin there.
+        gone = update(Release).where(*on_platform(release), Release.leaving_at.is_not(None))
         await session.execute(gone.values(retired_at=func.now(), next_check_at=None))
         await pull.revoke(session, release.service_id, release.platform)
         await next_pending(context, session, release.service_id)

@@ -276,7 +276,8 @@ async def test_nothing_begins_on_a_platform_that_is_being_left(here: World, barn
     gate.go.set()
     await leaving
     await here.jobs()
-    assert (await here.one(Release, id=back["id"])).status == "live"
+    release = await here.one(Release, id=back["id"])
+    assert (release.status, release.retired_at) == ("live", None), "it is there again, to be removed in its turn"
     assert len(here.yard.units) == 1
 
 
