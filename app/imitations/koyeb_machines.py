@@ -183,8 +183,8 @@ class Host:
         if self.crashes:
             raise self.crashes[0]
 
-    async def _roll_out(self, deployment: Deployment) -> None:
-        deployment.status = "PROVISIONING"
+    async def _roll_out(self, deployment: Deployment, status: str = "PROVISIONING") -> None:
+        deployment.status = status
         try:
             deployment.program = await self.pull(deployment.definition)
         except (RegistryError, ValueError) as e:
@@ -309,10 +309,13 @@ class Host:
         deployment.instances[-1].status = "SLEEPING"
 
     async def wake(self, deployment: Deployment, seconds: float) -> Instance | None:
-        """Start a sleeping deployment again and wait until it answers; the request waits at the edge (§5)."""
+        """Start a sleeping deployment again and wait until it answers; the request waits at the edge (§5).
+
+        Its image is pulled again, as on a host that has none of it.
+        """
         if deployment.status == "SLEEPING":
             deployment.status = "STARTING"
-            deployment.task = self.spawn(self.live(deployment), f"wake {deployment.id}")
+            deployment.task = self.spawn(self._roll_out(deployment, "STARTING"), f"wake {deployment.id}")
         until = time.monotonic() + seconds
         while deployment.serving is None and time.monotonic() < until and deployment.status in OPEN:  # noqa: ASYNC110
             await asyncio.sleep(CHECK_SECONDS)

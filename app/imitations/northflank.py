@@ -5,6 +5,7 @@ registries of ``registries``: host names as they stand in image paths, and where
 """
 # Over 250 lines: one handler of the API after the other, over a few tables.
 
+import contextlib
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -437,14 +438,19 @@ class NorthflankImitation(Imitation):
         return self._data({})
 
     async def resume(self, request: Request) -> Response:
-        """northflank.md §6: refused where nothing is paused, and lost where a pause is still going on."""
+        """northflank.md §6: refused where nothing is paused, and lost where a pause is still going on.
+
+        The image is pulled again, as on a host that has none of it; where that fails no instance comes up.
+        """
         service, body = self._service(request), await request.json()
         if not service.paused:
             raise Refused(409, error(409, "Service is not paused"))
         if service.pausing == 0:
             service.paused = False
             service.body["deployment"]["instances"] = body.get("instances", 1)
-            self.host.keep(service)
+            with contextlib.suppress(RegistryError):
+                service.program = await self._pull(service.body["deployment"]["external"])
+                self.host.keep(service)
         return self._data({})
 
     async def list_containers(self, request: Request) -> Response:

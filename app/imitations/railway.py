@@ -108,7 +108,6 @@ class RailwayImitation(Imitation):
         self._registries = registries or {}
         self._page = page
         self._deleted: list[Service] = []
-        self._pulled: dict[tuple[str, str | None, str | None], Program] = {}
 
     @property
     def api_url(self) -> str:
@@ -364,20 +363,15 @@ class RailwayImitation(Imitation):
         if image == self.builder_image:
             return Program(self.builder, {})
         credentials = service.config.get("registryCredentials") or {}
-        known = (image, credentials.get("username"), credentials.get("password"))
-        if known in self._pulled:
-            return self._pulled[known]
         try:
             reference = parse_reference(image)
             url = self._registries.get(reference.host, f"http://{reference.host}")
             async with Registry(
                 url, username=credentials.get("username"), password=credentials.get("password")
             ) as registry:
-                program = await pull(registry, reference.repository, reference.digest, self.folder / "images")
+                return await pull(registry, reference.repository, reference.digest, self.folder / "images")
         except (ImageNotFound, RegistryDenied, RegistryUnavailable, ImageInvalid, ValueError) as e:
             raise Refused(200, f"failed to pull {image}: {e}") from e
-        self._pulled[known] = program
-        return program
 
     # ------------------------------------------------------------------------------------------------- the edge
 

@@ -158,8 +158,8 @@ class Host:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def wake(self, deployment: Deployment) -> None:
-        """Start a sleeping deployment again (railway.md §5.3)."""
-        deployment.status = "DEPLOYING"
+        """Start a sleeping deployment again (railway.md §5.3), on a host that has no image of it."""
+        deployment.status, deployment.program = "DEPLOYING", None
         self.begin(deployment)
 
     async def sleep(self, deployment: Deployment) -> None:
