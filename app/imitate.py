@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from app.ground import SetupError
 from app.imitations import fly, koyeb, northflank, railway
 from app.imitations.base import Imitation
+from app.imitations.programs import end_left_over
 from app.platforms.local import seed, toolchain
 from app.settings import FlySettings, KoyebSettings, NorthflankSettings, RailwaySettings, Settings
 
@@ -107,8 +108,9 @@ def lead_to(one: Imitation) -> FlySettings | KoyebSettings | NorthflankSettings 
 
 
 def _clear(folder: Path, names: Sequence[str]) -> None:
-    """Remove what earlier stand-ins left on disk; what was on them is gone, and only the compiler's cache is kept."""
+    """Remove what earlier stand-ins left, on disk and, when they were killed, running; only the compiler's cache is kept."""
     for name in names:
+        end_left_over(folder / name)
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
 

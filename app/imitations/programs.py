@@ -17,10 +17,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+
 from app.images.client import Registry
 from app.images.errors import ImageInvalid
 
 LINES = 500
+NOTE = ".started"
+"""A file beside each started program, with its process id and when that process began."""
 _MAX_CONFIG = 1024 * 1024
 
 
@@ -137,6 +141,24 @@ async def start(argv: Sequence[str], env: Mapping[str, str], cwd: Path, lines: d
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
     )
+    _note(process.pid, cwd)
     running = Running(process, deque(maxlen=LINES) if lines is None else lines)
     running._reader = asyncio.create_task(running.follow(), name=f"program {process.pid}")  # noqa: SLF001 - its maker
     return running
+
+
+def _note(pid: int, cwd: Path) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it is over already
+        (cwd / NOTE).write_text(f"{pid} {psutil.Process(pid).create_time()}")
+
+
+def end_left_over(folder: Path) -> int:
+    """Kill what a process that was itself killed started below ``folder``; returns how many programs that were."""
+    ended = 0
+    for note in folder.rglob(NOTE):
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            pid, began = note.read_text().split()
+            if psutil.Process(int(pid)).create_time() == float(began):  # else the number is somebody else's by now
+                os.killpg(int(pid), signal.SIGKILL)
+                ended += 1
+    return ended
