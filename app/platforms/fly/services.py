@@ -7,6 +7,7 @@ Releases keep the secrets they were made with: an app's secrets reach a machine 
 # Over 250 lines: one verb of the Protocol after the other.
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -179,17 +180,26 @@ class FlyServices:
 
     async def activate(self, ref: ServiceRef) -> None:
         """Put this release into the proxy's routing and, once that is known everywhere, take the others out."""
-        found = await self._look(ref)
-        if found is None:
-            raise Transient(NAME, "activate", f"the machine of {ref.release} isn't there")
-        app, green = found
-        await self._client.act(app, green.id, "uncordon")
+        app, green = await self._uncordon(ref)
         others = await self._client.machines(app, {ROLE: "service"})
-        blues = [m for m in others if m.id != green.id and not m.gone and not m.cordoned]
+        blues = [m for m in others if m.id != green and not m.gone and not m.cordoned]
         if blues:
             await self._sleep(self._settle_seconds)
         for blue in blues:
             await self._client.act(app, blue.id, "cordon")
+
+    async def _uncordon(self, ref: ServiceRef) -> tuple[str, str]:
+        """Put the machine, seen a moment ago, into the routing, and look for it only if need be; returns its app and id."""
+        app, _, machine = (ref.handle or "").partition("/")
+        if machine:
+            with contextlib.suppress(Missing):
+                await self._client.act(app, machine, "uncordon")
+                return app, machine
+        found = await self._look(ref)
+        if found is None:
+            raise Transient(NAME, "activate", f"the machine of {ref.release} isn't there")
+        await self._client.act(found[0], found[1].id, "uncordon")
+        return found[0], found[1].id
 
     async def sleep(self, ref: ServiceRef) -> None:
         """Stop the machine; while it is routed to, the next request wakes it."""

@@ -141,9 +141,10 @@ class KoyebServices:
 
     async def inspect(self, ref: ServiceRef) -> Inspection:
         """Judge a release by its own deployment: the service stays HEALTHY for the old one while a new one fails."""
-        if (coming := await self._coming(ref)) is not None:
-            return coming
-        seen = await self._find(ref)
+        own = await self._own(ref)
+        if own is not None and own.status in COMING - {"STARTING"}:
+            return Inspection(phase=Phase.STARTING, handle=ref.handle)
+        seen = await self._find(ref, own)
         if seen is None or seen.deployment is None:
             return Inspection(phase=Phase.GONE)
         service, deployment = seen.service, seen.deployment
@@ -163,8 +164,8 @@ class KoyebServices:
         region = next(iter(deployment.definition.regions), None)
         return Inspection(phase=phase, handle=_handle(seen), region=region, message=message, address=address)
 
-    async def _coming(self, ref: ServiceRef) -> Inspection | None:
-        """Ask for the deployment alone while it is far from running: most looks are at these."""
+    async def _own(self, ref: ServiceRef) -> Deployment | None:
+        """Ask for the deployment that we were given: while it is far from running it is all there is to know."""
         deployment_id = (ref.handle or "").partition("/")[2]
         if not deployment_id:
             return None
@@ -172,9 +173,7 @@ class KoyebServices:
             deployment = await self._client.deployment(deployment_id)
         except Missing:
             return None
-        if definitions.release_of(deployment) != ref.release or deployment.status not in COMING - {"STARTING"}:
-            return None
-        return Inspection(phase=Phase.STARTING, handle=ref.handle)
+        return deployment if definitions.release_of(deployment) == ref.release else None
 
     def _judge(self, deployment: Deployment, instances: list[Instance]) -> tuple[Phase, str | None]:
         ended = [i for i in instances if i.status in {"ERROR", "STOPPED"}]
@@ -321,7 +320,7 @@ class KoyebServices:
 
     # --- find
 
-    async def _find(self, ref: ServiceRef) -> Seen | None:
+    async def _find(self, ref: ServiceRef, own: Deployment | None = None) -> Seen | None:
         service_id = (ref.handle or "").partition("/")[0]
         try:
             if service_id:
@@ -333,12 +332,16 @@ class KoyebServices:
             return None
         if service is None or service.status in LEAVING:
             return None
-        return await self._seen(service, ref.release)
+        return await self._seen(service, ref.release, own)
 
-    async def _seen(self, service: Service, release: str) -> Seen:
+    async def _seen(self, service: Service, release: str, own: Deployment | None = None) -> Seen:
+        """Look at what serves and what was asked for last; ``own``, as it was a moment ago, need not be asked for again."""
         latest, active = service.latest_deployment_id, service.active_deployment_id
-        serving = await self._client.deployment(active) if active else None
-        asked = serving if latest == active else await self._client.deployment(latest) if latest else None
+        found = {own.id: own} if own else {}
+        for each in (active, latest):
+            if each and each not in found:
+                found[each] = await self._client.deployment(each)
+        serving, asked = found.get(active or ""), found.get(latest or "")
         other = serving is not None and definitions.release_of(serving) != release
         if asked is not None and definitions.release_of(asked) == release:
             return Seen(service=service, deployment=asked, latest=True, other_serves=other)
