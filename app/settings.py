@@ -223,7 +223,7 @@ class Settings(BaseSettings):
     """This and what follows hold for each project whose row says nothing else."""
     project_queued: int = Field(10_000, ge=0)
     project_builds_per_day: int = Field(100_000, ge=0)
-    project_services: int = Field(1000, ge=0)
+    project_services: int = Field(10_000, ge=0)
     project_source_bytes: int | None = Field(None, ge=1)
     """Unset: ``max_source_bytes``, which holds anyway."""
     max_streams: int = Field(2000, ge=1)

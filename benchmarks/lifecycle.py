@@ -209,7 +209,8 @@ async def database(url: str, name: str) -> AsyncIterator[str]:
 def environment(url: str, home: Path, port: int) -> dict[str, str]:
     return {
         **os.environ, "DATABASE_URL": url, "SLIPWAY_HOME": str(home), "SLIPWAY_PORT": str(port), "SLIPWAY_API_KEY": "slp_bench",
-        "SLIPWAY_SECRET_KEYS": make_keys(), "SLIPWAY_PROJECT_CONCURRENCY": "100000",
+        "SLIPWAY_SECRET_KEYS": make_keys(), "SLIPWAY_PROJECT_CONCURRENCY": "100000", "SLIPWAY_PROJECT_QUEUED": "1000000",
+        "SLIPWAY_PROJECT_BUILDS_PER_DAY": "10000000", "SLIPWAY_PROJECT_SERVICES": "1000000",
     }  # fmt: skip
 
 
