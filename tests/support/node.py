@@ -26,27 +26,24 @@ def install(run_folder: Path) -> Path:
             draft = run_folder / "clients.draft"
             shutil.rmtree(draft, ignore_errors=True)
             shutil.copytree(REPOSITORY / "tests/clients", draft, ignore=shutil.ignore_patterns("node_modules"))
-            command: list[str | Path] = [
-                BIN / "node",
-                NPM,
-                "ci",
-                "--ignore-scripts",
-                "--no-audit",
-                "--no-fund",
-                "--loglevel=error",
-            ]
-            done = subprocess.run(
-                command,
-                check=False,
-                cwd=draft,
-                env=_environment(),
-                capture_output=True,
-                text=True,
-                timeout=INSTALL_SECONDS,
-            )
-            assert done.returncode == 0, f"npm ci: {done.stderr}"
+            install_locked(draft)
             draft.rename(folder)
     return folder
+
+
+def install_locked(folder: Path) -> None:
+    """Install the packages that a folder's lock names; the registry is npm's own setting."""
+    arguments = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    done = subprocess.run(
+        [BIN / "node", NPM, *arguments],
+        check=False,
+        cwd=folder,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=INSTALL_SECONDS,
+    )
+    assert done.returncode == 0, f"npm ci: {done.stderr}"
 
 
 def run(folder: Path, *command: str, given: str = "") -> str:
