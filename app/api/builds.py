@@ -72,11 +72,11 @@ async def list_builds(
     until: lists.Until = None,
 ) -> Page[BuildOut]:
     """List builds, newest first."""
-    statement = await lists.builds(
-        session, project, status=status, platform=platform, service=service, labels=label or [],
-        since=since, until=until, cursor=cursor,
+    statement = lists.builds(
+        project, status=status, platform=platform, service=service, labels=label or [],
+        since=since, until=until, cursor=cursor, limit=limit + 1,
     )  # fmt: skip
-    rows = (await session.execute(statement.limit(limit + 1))).all()
+    rows = (await session.execute(statement)).all()
     after = encode_cursor(rows[limit - 1][0].id) if len(rows) > limit else None
     items = [build_out(build, name) for build, name in rows[:limit]]
     return Page(items=items, next_cursor=lists.link_next(request, response, after))

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from fastapi import Query, Request, Response
 from pydantic import AwareDatetime
-from sqlalchemy import Select, func, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Select, func, select, true
+from sqlalchemy.orm import aliased
 
 from app.api.deps import decode_cursor
 from app.ids import first_id
@@ -20,8 +20,7 @@ Since = Annotated[AwareDatetime | None, Query(description="Made at this time or 
 Until = Annotated[AwareDatetime | None, Query(description="Made before this time.")]
 
 
-async def builds(
-    session: AsyncSession,
+def builds(
     project: Project,
     *,
     status: BuildStatus | None,
@@ -31,36 +30,38 @@ async def builds(
     since: datetime | None,
     until: datetime | None,
     cursor: str | None,
+    limit: int,
 ) -> Select[Build, str]:
-    """Return the statement for a project's builds, newest first, each with its service's name."""
-    statement = select(Build, Service.name).outerjoin(Service, Service.id == Build.service_id)
-    statement, order = statement.where(Build.project_id == project.id), Build.id
-    pairs = [pair.replace("\x00", "").partition("=")[::2] for pair in labels]
-    if pairs:
-        # The first label is walked in the order of ids, whatever share of the builds has it; the others are looked at.
-        key, value = pairs[0]
-        walked = (BuildLabel.project_id == project.id, BuildLabel.key == key, BuildLabel.value == value)
-        statement, order = (
-            statement.join(BuildLabel, BuildLabel.build_id == Build.id).where(*walked),
-            BuildLabel.build_id,
-        )
-    for key, value in pairs[1:]:
-        statement = statement.where(Build.labels.contains({key: value}))
+    """Return the statement for a page of a project's builds, newest first, each with its service's name."""
+    statement, order = select(Build).where(Build.project_id == project.id), Build.id
+    bounds = [Build.id]
+    for pair in labels:
+        # A label is walked in the order of ids, whatever share of the builds has it; several are walked side by side.
+        key, _, value = pair.replace("\x00", "").partition("=")
+        label = aliased(BuildLabel)
+        walked = (label.project_id == project.id, label.key == key, label.value == value)
+        statement, order = statement.join(label, label.build_id == order).where(*walked), label.build_id
+        bounds.append(order)
     if status is not None:
         statement = statement.where(Build.status == status)
     if platform is not None:
         statement = statement.where(func.coalesce(Build.service_platform, Build.builder_platform) == platform)
-    if service is not None:
-        named = select(Service.id).where(Service.project_id == project.id, Service.name == service)
-        ids = list((await session.execute(named)).scalars())  # more than one where a name was used again
-        statement = statement.where(Build.service_id == ids[0] if len(ids) == 1 else Build.service_id.in_(ids))
     if since is not None:
-        statement = statement.where(Build.created_at >= since, order >= first_id("bld", since - SKEW))
+        statement = statement.where(Build.created_at >= since, *(b >= first_id("bld", since - SKEW) for b in bounds))
     if until is not None:
-        statement = statement.where(Build.created_at < until, order < first_id("bld", until + SKEW))
+        statement = statement.where(Build.created_at < until, *(b < first_id("bld", until + SKEW) for b in bounds))
     if cursor is not None:
-        statement = statement.where(order < decode_cursor(cursor, str)[0])
-    return statement.order_by(order.desc())
+        after = decode_cursor(cursor, str)[0]
+        statement = statement.where(*(b < after for b in bounds))
+    statement = statement.order_by(order.desc()).limit(limit)
+    if service is None:
+        return statement.add_columns(Service.name).outerjoin(Service, Service.id == Build.service_id)
+    # Names are used again: a page of each service that had this one, and of those the newest.
+    walk = statement.where(Build.service_id == Service.id).correlate(Service).lateral()
+    build = aliased(Build, walk)
+    pages = select(build, Service.name).join_from(Service, walk, true())
+    named = pages.where(Service.project_id == project.id, Service.name == service)
+    return named.order_by(build.id.desc()).limit(limit)
 
 
 def link_next(request: Request, response: Response, cursor: str | None) -> str | None:

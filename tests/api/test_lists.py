@@ -51,9 +51,9 @@ async def test_no_page_reads_or_sorts_the_whole(here: World, deep: bool) -> None
     cursor = encode_cursor("bld_" + "1500".rjust(26, "0")) if deep else None
     for narrowed in FILTERS:
         async with here.context.sessions() as session:
-            statement = await lists.builds(session, project, **NONE | {"cursor": cursor} | narrowed)
+            statement = lists.builds(project, limit=51, **NONE | {"cursor": cursor} | narrowed)
             sql = str(
-                statement.limit(51).compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})  # type: ignore[no-untyped-call]
+                statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})  # type: ignore[no-untyped-call]
             )
             found = (
                 await session.execute(text(f"explain (analyze, format json) {sql.replace(':', chr(92) + ':')}"))
