@@ -47,6 +47,17 @@ async def test_a_transaction_that_commits_late_is_waited_for(here: World) -> Non
     assert [e.kind for e in await read(here, now)] == ["test.first", "test.second"]
 
 
+async def test_nothing_that_was_comes_after_now(here: World) -> None:
+    """Also while nothing happens at all: the position of now is then that of the transaction to come."""
+    async with here.context.sessions.begin() as session:
+        add_event(session, await project_id(here), "test.before", {})
+    await here.settled()
+    async with here.context.sessions() as session:
+        await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        now = await events.horizon(session)
+        assert await events.read(session, now, 100, Event.project_id == await project_id(here)) == []
+
+
 async def test_readers_that_page_see_each_event_once_while_writers_overlap(here: World) -> None:
     project, chance = await project_id(here), random.Random(7)
     writers, each = 6, 15
