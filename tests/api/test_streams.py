@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import select, text
 
@@ -114,20 +115,24 @@ async def test_a_client_cut_off_fifty_times_sees_each_event_once_and_in_order(he
     assert len(seen) > 100
 
 
-async def test_nobody_waits_with_a_connection_in_hand(here: World, open_: Served) -> None:
-    """Many streams cost one LISTEN and no more of the pool than their beginning does."""
-    many = 60
+@pytest.mark.parametrize("many", [60, pytest.param(500, marks=pytest.mark.volume)])
+async def test_nobody_waits_with_a_connection_in_hand(here: World, open_: Served, many: int) -> None:
+    """Many streams cost one LISTEN, no more of the pool than their beginning does, and little memory, their clients' included."""
+    hub(here).keep_alive_seconds = 5.0
     build = await here.submit()
+    own = psutil.Process()
+    before = own.memory_info().rss
     opened: list[Stream] = []
+    told: list[Stream] = []
 
     async def follow(path: str) -> None:
         async with open_.stream(path, after=None if "logs" in path else "0-0") as stream:
+            await stream.block()
             opened.append(stream)
-            await stream.data()
-            await stream.rest()
-
-    paths = ["/v1/events", f"/v1/builds/{build.id}/events", f"/v1/builds/{build.id}/logs"]
-    tasks = [asyncio.create_task(follow(paths[n % 3])) for n in range(many)]
+            while (await stream.data()).data["kind"] != "test.last":
+                pass
+            told.append(stream)
+            await asyncio.Event().wait()
 
     async def settled() -> bool:
         query = "select query, state, application_name from pg_stat_activity where datname = current_database()"
@@ -139,8 +144,15 @@ async def test_nobody_waits_with_a_connection_in_hand(here: World, open_: Served
         assert here.context.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         return True
 
+    paths = ["/v1/events", f"/v1/builds/{build.id}/events", f"/v1/builds/{build.id}/logs"]
+    tasks = [asyncio.create_task(follow(paths[n % 3])) for n in range(many)]
     try:
+        await eventually(settled, 60)
+        await say(here, *["test.more"] * 200, "test.last", build_id=build.id)
+        await eventually(lambda: len(told) == sum("events" in paths[n % 3] for n in range(many)), 60)
         await eventually(settled)
+        grown = own.memory_info().rss - before
+        assert grown < many * 300_000 + 20_000_000, f"{grown / many:.0f} bytes for each stream"
     finally:
         for task in tasks:
             task.cancel()
