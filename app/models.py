@@ -384,6 +384,7 @@ class Service(Base):
         Index("uq_service_name", "project_id", "name", unique=True, postgresql_where=text("deleted_at is null")),
         Index("uq_service_host", "host", unique=True, postgresql_where=text("deleted_at is null")),
         Index("ix_service_project_id_id", "project_id", "id", postgresql_where=text("deleted_at is null")),
+        Index("ix_service_project_id_name", "project_id", "name"),
         Index("ix_service_next_check_at", "next_check_at", postgresql_where=text("next_check_at is not null")),
         Index("ix_service_running", "status_at", postgresql_where=text("status = 'running'")),
     )

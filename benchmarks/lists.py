@@ -36,7 +36,7 @@ SPAN = timedelta(days=100)
 SERVICES = 1000
 WARM = 10
 DIALECT = dialect.dialect()  # type: ignore[no-untyped-call]
-NONE = dict.fromkeys(("status", "platform", "service", "since", "until", "cursor")) | {"labels": []}
+NONE: dict[str, Any] = dict.fromkeys(("status", "platform", "service", "since", "until", "cursor")) | {"labels": []}
 
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},

@@ -60,8 +60,7 @@ async def create_build(
 async def list_builds(
     project: BuildsRead,
     session: Db,
-    request: Request,
-    response: Response,
+    next_page: lists.NextPage,
     limit: Limit = 50,
     cursor: Cursor = None,
     status: Annotated[BuildStatus | None, Query()] = None,
@@ -79,7 +78,7 @@ async def list_builds(
     rows = (await session.execute(statement)).all()
     after = encode_cursor(rows[limit - 1][0].id) if len(rows) > limit else None
     items = [build_out(build, name) for build, name in rows[:limit]]
-    return Page(items=items, next_cursor=lists.link_next(request, response, after))
+    return Page(items=items, next_cursor=next_page(after))
 
 
 @router.get("/{build_id}", responses=responses(404))

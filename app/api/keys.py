@@ -8,6 +8,7 @@ from sqlalchemy import func, or_, select
 
 from app import keys
 from app.api.deps import Admin, Cursor, Db, Door, Limit, decode_cursor, encode_cursor
+from app.api.lists import NextPage
 from app.api.once import Once, OnceOnly, OnceRoute
 from app.api.problems import responses
 from app.api.schemas import ApiKeyOut, NewApiKey, Page
@@ -33,6 +34,7 @@ async def create_key(body: KeyRequest, caller: Admin, once: OnceOnly, session: D
 async def list_keys(
     caller: Admin,
     session: Db,
+    next_page: NextPage,
     limit: Limit = 50,
     cursor: Cursor = None,
     project: ItsProject = None,
@@ -50,7 +52,7 @@ async def list_keys(
     rows = (await session.execute(statement.order_by(ApiKey.id.desc()).limit(limit + 1))).scalars().all()
     return Page(
         items=[ApiKeyOut.model_validate(row) for row in rows[:limit]],
-        next_cursor=encode_cursor(rows[limit - 1].id) if len(rows) > limit else None,
+        next_cursor=next_page(encode_cursor(rows[limit - 1].id) if len(rows) > limit else None),
     )
 
 

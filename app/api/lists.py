@@ -1,12 +1,13 @@
 """What lists can be narrowed by. Each filter has an index that ends in the id, so any page of any list is one short walk."""
 
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 from pydantic import AwareDatetime
-from sqlalchemy import Select, func, select, true
-from sqlalchemy.orm import aliased
+from sqlalchemy import ColumnElement, Select, func, select, true
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from app.api.deps import decode_cursor
 from app.ids import first_id
@@ -18,6 +19,22 @@ SKEW = timedelta(minutes=10)
 
 Since = Annotated[AwareDatetime | None, Query(description="Made at this time or later.")]
 Until = Annotated[AwareDatetime | None, Query(description="Made before this time.")]
+
+
+def made(
+    at: InstrumentedAttribute[datetime],
+    prefix: str,
+    ids: Sequence[InstrumentedAttribute[str]],
+    since: datetime | None,
+    until: datetime | None,
+) -> list[ColumnElement[bool]]:
+    """Return the condition that rows were made within a time; bounds for all of ``ids`` keep a walk along them short."""
+    found = []
+    if since is not None:
+        found += [at >= since, *(i >= first_id(prefix, since - SKEW) for i in ids)]
+    if until is not None:
+        found += [at < until, *(i < first_id(prefix, until + SKEW) for i in ids)]
+    return found
 
 
 def builds(
@@ -46,10 +63,7 @@ def builds(
         statement = statement.where(Build.status == status)
     if platform is not None:
         statement = statement.where(func.coalesce(Build.service_platform, Build.builder_platform) == platform)
-    if since is not None:
-        statement = statement.where(Build.created_at >= since, *(b >= first_id("bld", since - SKEW) for b in bounds))
-    if until is not None:
-        statement = statement.where(Build.created_at < until, *(b < first_id("bld", until + SKEW) for b in bounds))
+    statement = statement.where(*made(Build.created_at, "bld", bounds, since, until))
     if cursor is not None:
         after = decode_cursor(cursor, str)[0]
         statement = statement.where(*(b < after for b in bounds))
@@ -64,9 +78,16 @@ def builds(
     return named.order_by(build.id.desc()).limit(limit)
 
 
-def link_next(request: Request, response: Response, cursor: str | None) -> str | None:
-    """Say where the next page is (RFC 8288); returns its cursor."""
-    if cursor is not None:
-        url = request.url.include_query_params(cursor=cursor)
-        response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
-    return cursor
+def get_next_page(request: Request, response: Response) -> Callable[[str | None], str | None]:
+    """Return what says where the next page is (RFC 8288) and returns its cursor."""
+
+    def link(cursor: str | None) -> str | None:
+        if cursor is not None:
+            url = request.url.remove_query_params("after").include_query_params(cursor=cursor)
+            response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
+        return cursor
+
+    return link
+
+
+NextPage = Annotated[Callable[[str | None], str | None], Depends(get_next_page)]

@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import keys
 from app.api.deps import Caller, Ctx, Cursor, Db, Door, KeyHolder, Limit, Operator, decode_cursor, encode_cursor
+from app.api.lists import NextPage
 from app.api.once import OnceOnly, OnceRoute
 from app.api.problems import responses
 from app.api.schemas import Page, ProjectDetail, ProjectLimits, ProjectOut, ProjectUsage
@@ -30,7 +31,7 @@ async def create_project(
 
 @router.get("", responses=responses())
 async def list_projects(
-    caller: Caller, holder: KeyHolder, session: Db, limit: Limit = 50, cursor: Cursor = None
+    caller: Caller, holder: KeyHolder, session: Db, next_page: NextPage, limit: Limit = 50, cursor: Cursor = None
 ) -> Page[ProjectOut]:
     """List projects by name: all of them for the operator, the caller's own for everybody else."""
     statement = select(Project).order_by(Project.name)
@@ -41,7 +42,7 @@ async def list_projects(
     rows = (await session.execute(statement.limit(limit + 1))).scalars().all()
     return Page(
         items=[ProjectOut.model_validate(row) for row in rows[:limit]],
-        next_cursor=encode_cursor(rows[limit - 1].name) if len(rows) > limit else None,
+        next_cursor=next_page(encode_cursor(rows[limit - 1].name) if len(rows) > limit else None),
     )
 
 

@@ -6,14 +6,15 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy import select
 
 from app.api.deps import Ctx, Cursor, Db, Limit, ServicesRead, ServicesWrite, decode_cursor, encode_cursor
+from app.api.lists import NextPage, Since, Until, made
 from app.api.once import OnceOnly, OnceRoute
 from app.api.problems import responses
 from app.api.schemas import LogLineOut, MigrationOut, Page, ReleaseOut, ServiceOut
-from app.api.views import migration_out, release_out, service_out
+from app.api.views import migration_out, release_out, service_out, service_with
 from app.builds.submit import live_release
 from app.context import Context
 from app.errors import Refusal, conflict, unavailable
-from app.lifecycle import ServiceStatus
+from app.lifecycle import ReleaseStatus, ServiceStatus
 from app.models import Artifact, Project, Release, Service
 from app.platforms.base import PlatformError
 from app.requests import MigrateRequest, ReleaseRequest, RollbackRequest, ServicePatch
@@ -27,22 +28,31 @@ router = APIRouter(prefix="/v1/services", tags=["services"], route_class=OnceRou
 async def list_services(
     project: ServicesRead,
     session: Db,
+    next_page: NextPage,
     limit: Limit = 50,
     cursor: Cursor = None,
     status: Annotated[ServiceStatus | None, Query()] = None,
     platform: Annotated[str | None, Query(max_length=32)] = None,
+    since: Since = None,
+    until: Until = None,
 ) -> Page[ServiceOut]:
     """List services, newest first."""
-    statement = select(Service).where(Service.project_id == project.id, Service.deleted_at.is_(None))
+    statement = (
+        select(Service, Release, Artifact.digest)
+        .outerjoin(Release, Release.id == Service.live_release_id)
+        .outerjoin(Artifact, Artifact.id == Release.artifact_id)
+        .where(Service.project_id == project.id, Service.deleted_at.is_(None))
+        .where(*made(Service.created_at, "svc", [Service.id], since, until))
+    )
     if status is not None:
         statement = statement.where(Service.status == status)
     if platform is not None:
         statement = statement.where(Service.platform == platform)
     if cursor is not None:
         statement = statement.where(Service.id < decode_cursor(cursor, str)[0])
-    rows = (await session.execute(statement.order_by(Service.id.desc()).limit(limit + 1))).scalars().all()
-    items = [await service_out(session, s) for s in rows[:limit]]
-    return Page(items=items, next_cursor=encode_cursor(rows[limit - 1].id) if len(rows) > limit else None)
+    rows = (await session.execute(statement.order_by(Service.id.desc()).limit(limit + 1))).all()
+    after = encode_cursor(rows[limit - 1][0].id) if len(rows) > limit else None
+    return Page(items=[service_with(*row) for row in rows[:limit]], next_cursor=next_page(after))
 
 
 @router.get("/{name}", responses=responses(404))
@@ -69,7 +79,13 @@ async def delete_service(name: str, context: Ctx, project: ServicesWrite, sessio
 
 @router.get("/{name}/releases", responses=responses(404))
 async def list_releases(
-    name: str, project: ServicesRead, session: Db, limit: Limit = 50, cursor: Cursor = None
+    name: str,
+    project: ServicesRead,
+    session: Db,
+    next_page: NextPage,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    status: Annotated[ReleaseStatus | None, Query()] = None,
 ) -> Page[ReleaseOut]:
     """List a service's releases, newest first."""
     service = await find(session, project, name)
@@ -78,11 +94,13 @@ async def list_releases(
         .join(Artifact, Artifact.id == Release.artifact_id)
         .where(Release.service_id == service.id)
     )
+    if status is not None:
+        statement = statement.where(Release.status == status)
     if cursor is not None:
         statement = statement.where(Release.number < decode_cursor(cursor, int)[0])
     rows = (await session.execute(statement.order_by(Release.number.desc()).limit(limit + 1))).all()
     items = [release_out(release, digest) for release, digest in rows[:limit]]
-    return Page(items=items, next_cursor=encode_cursor(items[-1].number) if len(rows) > limit else None)
+    return Page(items=items, next_cursor=next_page(encode_cursor(items[-1].number) if len(rows) > limit else None))
 
 
 @router.post("/{name}/releases", status_code=202, responses=responses(404, 409))

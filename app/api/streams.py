@@ -13,6 +13,7 @@ from app.api import build_logs, feeds, sse
 from app.api.deps import AllRead, BuildsRead, Ctx, Cursor, KeyHolder, Limit
 from app.api.feeds import Feed
 from app.api.hub import Streams
+from app.api.lists import NextPage
 from app.api.problems import responses
 from app.api.schemas import BuildEnd, EventOut, EventPage, LogLineOut, LogPage
 from app.api.sse import EventStream, LastEventId, invalid_position
@@ -77,6 +78,7 @@ async def list_events(
     hub: Streams,
     caller: KeyHolder,
     request: Request,
+    next_page: NextPage,
     limit: Limit = 100,
     cursor: Cursor = None,
     after: After = None,
@@ -103,7 +105,9 @@ async def list_events(
         else:
             start = _start(last_event_id or after or cursor, events.START, events.parse)
         if not sse.wanted(request):
-            return await feeds.page(session, feed, start, limit)
+            page = await feeds.page(session, feed, start, limit)
+            next_page(page.next_cursor)
+            return page
     hub.check_room()
     return EventStream(feeds.stream(hub, feed, start, caller.key_id), hub.write_seconds)
 
@@ -121,6 +125,7 @@ async def list_build_events(
     hub: Streams,
     caller: KeyHolder,
     request: Request,
+    next_page: NextPage,
     limit: Limit = 100,
     cursor: Cursor = None,
     after: AfterLine = None,
@@ -132,7 +137,9 @@ async def list_build_events(
         build = await submit.find(session, project, build_id)
         feed = Feed(project.id, build.id, ends=True)
         if not sse.wanted(request):
-            return await feeds.page(session, feed, start, limit)
+            page = await feeds.page(session, feed, start, limit)
+            next_page(page.next_cursor)
+            return page
     hub.check_room()
     return EventStream(feeds.stream(hub, feed, start, caller.key_id), hub.write_seconds)
 
@@ -150,6 +157,8 @@ async def list_build_logs(
     hub: Streams,
     caller: KeyHolder,
     request: Request,
+    response: Response,
+    next_page: NextPage,
     limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
     cursor: Cursor = None,
     after: AfterLine = None,
@@ -164,8 +173,9 @@ async def list_build_logs(
         build = await submit.find(session, project, build_id)
         if not sse.wanted(request):
             page = await build_logs.page(session, build.id, start, limit, since)
+            next_page(page.next_cursor)
             if "text/plain" in request.headers.get("accept", ""):
-                return PlainTextResponse("".join(f"{line.text}\n" for line in page.items))
+                return PlainTextResponse("".join(f"{line.text}\n" for line in page.items), headers=response.headers)
             return page
     hub.check_room()
     return EventStream(build_logs.stream(hub, build.id, start, since, caller.key_id), hub.write_seconds)

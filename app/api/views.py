@@ -160,9 +160,12 @@ def migration_out(release: Release, old_url: str | None, new_url: str | None) ->
 
 async def service_out(session: AsyncSession, service: Service) -> ServiceOut:
     """Return a service with its live release."""
-    release = await session.get(Release, service.live_release_id) if service.live_release_id else None
-    artifact = await session.get(Artifact, release.artifact_id) if release else None
+    statement = select(Release, Artifact.digest).join(Artifact, Artifact.id == Release.artifact_id)
+    row = (await session.execute(statement.where(Release.id == service.live_release_id))).one_or_none()
+    return service_with(service, *(row or (None, None)))
+
+
+def service_with(service: Service, release: Release | None, digest: str | None) -> ServiceOut:
+    """Return a service with the live release that was read beside it, if it has one."""
     fields = {c: getattr(service, c) for c in ServiceOut.model_fields if hasattr(service, c)}
-    return ServiceOut(
-        **fields, live_release=release_out(release, artifact.digest if artifact else None) if release else None
-    )
+    return ServiceOut(**fields, live_release=release_out(release, digest) if release else None)

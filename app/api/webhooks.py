@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy import select
 
 from app.api.deps import Admin, Ctx, Cursor, Db, Limit, decode_cursor, encode_cursor
+from app.api.lists import NextPage
 from app.api.once import Once, OnceOnly, OnceRoute
 from app.api.problems import responses
 from app.api.schemas import Page
@@ -32,14 +33,16 @@ async def create_webhook(
 
 
 @router.get("", responses=responses(403))
-async def list_webhooks(caller: Admin, session: Db, limit: Limit = 50, cursor: Cursor = None) -> Page[WebhookOut]:
+async def list_webhooks(
+    caller: Admin, session: Db, next_page: NextPage, limit: Limit = 50, cursor: Cursor = None
+) -> Page[WebhookOut]:
     """List endpoints, newest first."""
     statement = select(Webhook).where(Webhook.project_id == caller.project.id)
     if cursor is not None:
         statement = statement.where(Webhook.id < decode_cursor(cursor, str)[0])
     rows = (await session.execute(statement.order_by(Webhook.id.desc()).limit(limit + 1))).scalars().all()
     items = [WebhookOut.model_validate(w) for w in rows[:limit]]
-    return Page(items=items, next_cursor=encode_cursor(rows[limit - 1].id) if len(rows) > limit else None)
+    return Page(items=items, next_cursor=next_page(encode_cursor(rows[limit - 1].id) if len(rows) > limit else None))
 
 
 @router.get("/{webhook_id}", responses=responses(403, 404))
@@ -92,6 +95,7 @@ async def list_webhook_deliveries(
     webhook_id: str,
     caller: Admin,
     session: Db,
+    next_page: NextPage,
     limit: Limit = 50,
     cursor: Cursor = None,
     status: Annotated[DeliveryStatus | None, Query()] = None,
@@ -105,7 +109,9 @@ async def list_webhook_deliveries(
         statement = statement.where(WebhookDelivery.number < decode_cursor(cursor, int)[0])
     rows = (await session.execute(statement.order_by(WebhookDelivery.number.desc()).limit(limit + 1))).scalars().all()
     items = [DeliveryOut.of(d) for d in rows[:limit]]
-    return Page(items=items, next_cursor=encode_cursor(rows[limit - 1].number) if len(rows) > limit else None)
+    return Page(
+        items=items, next_cursor=next_page(encode_cursor(rows[limit - 1].number) if len(rows) > limit else None)
+    )
 
 
 @router.post(
