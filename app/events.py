@@ -61,7 +61,7 @@ def later(than: Position) -> ColumnElement[bool]:
     One from a transaction that this server has not reached is from before a restore: see ``after_restore``. The next one
     counts as reached: while nothing happens it is the position of now.
     """
-    of_here = xid8(than.xid) < func.pg_snapshot_xmax(func.pg_current_snapshot())
+    of_here = xid8(than.xid) <= func.pg_snapshot_xmax(func.pg_current_snapshot())
     return tuple_(Event.xid, Event.id) > tuple_(case((of_here, xid8(than.xid)), else_=xid8(0)), literal(than.id))
 
 
