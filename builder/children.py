@@ -29,18 +29,23 @@ async def spawned(
     command: Sequence[str], *, env: Mapping[str, str], cwd: Path, stderr: int = asyncio.subprocess.PIPE
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Start a child without stdin; on the way out its whole process group is killed and the child reaped."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        env=dict(env),
-        cwd=cwd,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=stderr,
-        start_new_session=True,
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *command,
+            env=dict(env),
+            cwd=cwd,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+        )
     )
     try:
-        yield process
+        await asyncio.wait([starting])
+        yield starting.result()
     finally:
+        # Whoever is canceled in the midst of the start has a child to end all the same.
+        process = await asyncio.shield(starting)
         # The group outlives its leader: a compiler may still run when `go` is gone.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """What all tests share: one real PostgreSQL for the run, and a migrated database of its own for each test."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what a live run lacks before it begins."""
+    """Let programs that tests start be interrupted; say what a live run lacks before it begins."""
+    # A shell starts what runs in its background with SIGINT ignored, and every child would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if live := config.getoption("live"):
         from tests.platforms.cloud import missing
 

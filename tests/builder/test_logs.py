@@ -1,8 +1,10 @@
 """The log on its way out: nothing secret, nothing endless, nothing twice."""
 
 import asyncio
+import os
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from builder.orders import find_secrets
 from builder.outcome import Exit
 from tests.builder.conftest import Bench
 from tests.builder.standin import GRANT, TOKEN
+from tests.support.processes import running
 from tests.support.waiting import eventually
 
 SECRET = "p@ss/word-1"
@@ -119,13 +122,16 @@ def test_what_looks_secret_in_the_orders() -> None:
     assert find_secrets(orders) == {"hunter22", "me:word", "word"}
 
 
-async def test_a_child_that_is_canceled_is_killed_with_its_children(tmp_path: Path) -> None:
-    started = tmp_path / "started"
-    script = f"sleep 600 & echo $! > {started}.new; mv {started}.new {started}; wait"
+@pytest.mark.parametrize("turns", [2, 100], ids=["while it starts", "later"])
+async def test_a_child_that_is_canceled_is_killed_with_its_children(tmp_path: Path, turns: int) -> None:
+    os.mkfifo(tmp_path / "started")
+    script = f"sleep 600 & echo $! > {tmp_path}/started; wait"
     child = asyncio.create_task(run_child(["/bin/sh", "-c", script], env={"PATH": "/usr/bin:/bin"}, cwd=tmp_path))
-    await eventually(started.exists)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    sleeping = psutil.Process(int((tmp_path / "started").read_text()))
     child.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await child
-    pid = int(await asyncio.to_thread(started.read_text))
-    await eventually(lambda: not Path(f"/proc/{pid}").exists())
+        async with asyncio.timeout(30):
+            await child
+    await eventually(lambda: not running(sleeping), 30)
