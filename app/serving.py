@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
@@ -16,11 +18,12 @@ from app.context import Context
 from app.embedded.postgres import EmbeddedPostgres
 from app.gateway.run import serve_gateway
 from app.ground import SetupError, bind, check_schema
-from app.imitate import imitated
-from app.imitations.base import Imitation
 from app.life import show_life
 from app.main import create_app, ensure_key, open_context
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.imitations.base import Imitation
 
 log = structlog.get_logger()
 
@@ -35,7 +38,7 @@ class Started:
     settings: Settings
     api_key: str | None
     database_url: str
-    stand_ins: tuple[Imitation, ...] = ()
+    stand_ins: "tuple[Imitation, ...]" = ()
 
 
 Announce = Callable[[Started], None]
@@ -59,7 +62,7 @@ async def serve(settings: Settings, announce: Announce) -> None:
         gateway_socket = sockets.enter_context(bind(settings.gateway_host, settings.gateway_port, "GATEWAY_PORT"))
         ports = {"port": api_socket.getsockname()[1], "gateway_port": gateway_socket.getsockname()[1]}
         settings = settings.model_copy(update=ports)
-        async with imitated(settings) as (settings, stand_ins), database(settings) as (url, watch):
+        async with _stand_ins(settings) as (settings, stand_ins), database(settings) as (url, watch):
             await db.migrate(url)
             async with open_context(settings, url, hold_local=True) as context:
                 async with context.sessions.begin() as session:
@@ -74,6 +77,15 @@ async def serve(settings: Settings, announce: Announce) -> None:
                 if watch is not None:
                     parts["database"] = watch()
                 await until_stopped(parts)
+
+
+def _stand_ins(settings: Settings) -> "AbstractAsyncContextManager[tuple[Settings, Mapping[str, Imitation]]]":
+    """Open the stand-ins that were asked for; without any, their libraries are not loaded either: a fifth of a start."""
+    if not settings.imitate:
+        return contextlib.nullcontext((settings, {}))
+    from app.imitate import imitated  # noqa: PLC0415 - see above
+
+    return imitated(settings)
 
 
 async def api(settings: Settings, announce: Announce) -> None:
