@@ -21,7 +21,7 @@ from pgqueuer.types import Channel
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import metrics
+from app import logs, metrics
 from app.builds import cleanup, dispatch, retention, reuse
 from app.builds import sweep as builds_sweep
 from app.builds.look_after import look_after
@@ -126,7 +126,8 @@ def runners(context: Context, *, host_bound_only: bool = False) -> dict[str, Run
 def _runner(context: Context, name: str, handler: Handler, seconds: float) -> Runner:
     async def run(job: QueueJob) -> None:
         row_id = (job.payload or b"").decode().partition(":")[0]
-        structlog.contextvars.bind_contextvars(job=name, row_id=row_id)
+        structlog.contextvars.bind_contextvars(job=name)
+        logs.about_id(row_id)
         begun, outcome = time.perf_counter(), "failed"
         try:
             async with asyncio.timeout(seconds):
@@ -141,7 +142,7 @@ def _runner(context: Context, name: str, handler: Handler, seconds: float) -> Ru
             log.exception("job failed; reconcile starts it again")
         finally:
             metrics.JOB_SECONDS.labels(name, outcome).observe(time.perf_counter() - begun)
-            structlog.contextvars.unbind_contextvars("job", "row_id")
+            structlog.contextvars.clear_contextvars()
 
     return run
 

@@ -7,6 +7,8 @@ from typing import Any
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+from app.traces import trace_id
+
 
 def configure(level: str = "info", style: str = "auto") -> None:
     """Set up structlog and the standard library's logging. ``style``: ``json``, ``text`` or ``auto`` (text on a terminal)."""
@@ -42,3 +44,29 @@ def configure(level: str = "info", style: str = "auto") -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+_KINDS = {"bld": "build_id", "run": "run_id", "rel": "release_id", "svc": "service_id"}
+_REFERENCES = ("project_id", "build_id", "service_id", "release_id")
+
+
+def about(*rows: Any) -> None:
+    """Put what rows are about on every line that this request or job logs from here on: their ids, project and trace.
+
+    None among them is left out. Whoever begins a request or job takes it all off again at its end.
+    """
+    bound: dict[str, Any] = {}
+    for row in rows:
+        if row is None:
+            continue
+        bound |= {name: value for name in _REFERENCES if (value := getattr(row, name, None))}
+        bound[f"{row.__tablename__}_id"] = row.id
+        if traceparent := getattr(row, "traceparent", None):
+            bound["trace_id"] = trace_id(traceparent)
+    structlog.contextvars.bind_contextvars(**bound)
+
+
+def about_id(row_id: str) -> None:
+    """Do so with an id alone, before its row was read."""
+    if kind := _KINDS.get(row_id[:3]):
+        structlog.contextvars.bind_contextvars(**{kind: row_id})

@@ -23,6 +23,7 @@ from app.api import (
     runs,
     services,
     sources,
+    stats,
     streams,
     webhooks,
 )
@@ -58,7 +59,8 @@ TAGS = [
 ]
 
 ROUTERS = tuple(
-    m.router for m in (builds, streams, sources, services, webhooks, platforms, key_routes, projects, runs, health)
+    m.router
+    for m in (builds, streams, stats, sources, services, webhooks, platforms, key_routes, projects, runs, health)
 )
 API = APIRouter(generate_unique_id_function=lambda route: route.name)
 """All routes, put together once per process: FastAPI takes a tenth of a second for it, which every app would pay again."""

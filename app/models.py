@@ -228,6 +228,8 @@ class Build(Base):
     build's artifact may do."""
     next_check_at: Mapped[datetime | None]
     """When reconcile looks again; NULL while a limit holds the build."""
+    traceparent: Mapped[str | None] = mapped_column(String(55))
+    """Of the request that made it; NULL: it is older than traces."""
     __table_args__ = (
         Index("ix_build_project_id_id", "project_id", "id"),
         Index("ix_build_project_id_status_id", "project_id", "status", "id"),

@@ -62,7 +62,11 @@ class Control:
         self._webhook_id = f"msg_{secrets.token_hex(16)}"
         self._http = httpx.AsyncClient(
             base_url=f"{environment.url}/v1/runs/{environment.run_id}",
-            headers={"authorization": f"Bearer {self._token}", "user-agent": f"slipway-builder/{__version__}"},
+            headers={
+                "authorization": f"Bearer {self._token}",
+                "user-agent": f"slipway-builder/{__version__}",
+                **({"traceparent": environment.traceparent} if environment.traceparent else {}),
+            },
             timeout=pace.timeout,
             verify=trust(environment, environment.url),
             trust_env=False,

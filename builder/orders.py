@@ -30,6 +30,8 @@ class Environment:
     work: Path
     ca_file: Path | None
     """Trust roots for the control plane, the registry and git instead of certifi's."""
+    traceparent: str | None = None
+    """The build's place in a trace, which goes with every call to the control plane (W3C Trace Context)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,7 @@ def read_environment(environ: Mapping[str, str]) -> Environment:
         gocache=_path(environ, "SLIPWAY_GOCACHE"),
         work=Path(work).resolve(),
         ca_file=_path(environ, "SSL_CERT_FILE"),
+        traceparent=environ.get("TRACEPARENT", "").strip() or None,
     )
 
 

@@ -8,7 +8,7 @@ import time
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import metrics
+from app import metrics, traces
 
 log = structlog.get_logger()
 
@@ -35,6 +35,9 @@ class Access:
             await send(message)
 
         before = structlog.contextvars.get_contextvars()
+        header = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+        traceparent = traces.begin(header.decode("latin-1"))
+        structlog.contextvars.bind_contextvars(trace_id=traces.trace_id(traceparent))
         try:
             await self._app(scope, receive, noted)
         finally:

@@ -421,6 +421,42 @@ class ProjectDetail(ProjectOut):
     usage: ProjectUsage
 
 
+class BuildCount(Answer):
+    """How many builds of a window are in a status, for a reason, on a platform."""
+
+    status: BuildStatus
+    reason: Reason | None
+    platform: str
+    builds: int
+
+
+class SecondsOut(Answer):
+    """Half of the builds took no longer than `p50` seconds, 95 of 100 no longer than `p95`."""
+
+    p50: float
+    p95: float
+
+
+class QueueStats(Answer):
+    """What waits and what is at work now, whenever it was sent; `oldest_seconds` null: nothing waits."""
+
+    queued: int
+    running: int
+    oldest_seconds: float | None
+
+
+class StatsOut(Answer):
+    """Figures of a project. `seconds` are of the builds that succeeded, by stage; a stage that none went through is left out."""
+
+    since: datetime
+    window_seconds: int
+    builds: int
+    complete: bool = Field(description="false: the window has more builds; these are the newest 20,000.")
+    counts: list[BuildCount]
+    seconds: dict[str, SecondsOut] = Field(examples=[{"queued": {"p50": 0.02, "p95": 0.4}}])
+    queue: QueueStats
+
+
 class Ready(Answer):
     """Whether this process can serve."""
 

@@ -8,7 +8,7 @@ import structlog
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, sql, store
+from app import faults, logs, sql, store
 from app.builds import reuse, slots
 from app.builds.ending import end_run, lock, requeue
 from app.context import Context
@@ -36,6 +36,7 @@ async def cleanup(context: Context, run_id: str) -> None:
     row = await context.pool.fetchrow("select * from run where id = $1", run_id)
     if row is None or not is_terminal((run := sql.load(Run, row)).status):
         return
+    logs.about(run)
     platform = context.platform(run.platform)
     if platform is None or platform.builders is None:
         return
@@ -44,7 +45,7 @@ async def cleanup(context: Context, run_id: str) -> None:
         async with asyncio.timeout(CALL_SECONDS):
             await platform.builders.stop(ref_of(run))
     except (PlatformError, TimeoutError) as e:
-        log.warning("clean-up will be tried again", run_id=run.id, error=str(e) or type(e).__name__)
+        log.warning("clean-up will be tried again", error=str(e) or type(e).__name__)
         return
     faults.at("cleanup.stopped")
     await context.pool.execute("update run set cleaned_at = now(), next_check_at = null where id = $1", run_id)
@@ -61,6 +62,7 @@ async def check(context: Context, run_id: str) -> None:
         past, silent = (
             await session.execute(select(moment(run.deadline_at) < func.now(), func.coalesce(age, 1e9)))
         ).one()
+    logs.about(run)
     platform = context.platform(run.platform)
     if platform is None or platform.builders is None:
         return
@@ -73,7 +75,7 @@ async def check(context: Context, run_id: str) -> None:
             if past or seen.phase in {Phase.EXITED, Phase.FAILED}:
                 tail = await platform.builders.logs(ref_of(run), limit=TAIL_LINES)
     except (PlatformError, TimeoutError) as e:
-        log.warning("run can't be looked at", run_id=run.id, error=str(e) or type(e).__name__)
+        log.warning("run can't be looked at", error=str(e) or type(e).__name__)
     if not past and (seen is None or seen.phase in {Phase.STARTING, Phase.RUNNING}):
         return
     if not past and seen is not None and seen.phase is Phase.GONE and run.launched_at is None and run.instance is None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
-from app import faults, metrics, sql, store
+from app import faults, logs, metrics, sql, store
 from app.builds import cache, reuse, slots
 from app.builds.caller import Caller
 from app.builds.ending import ANOTHER_TRY, end_run, go_on, lock_all, look, requeue
@@ -135,6 +135,7 @@ async def complete(context: Context, caller: Caller, message_id: str, completion
     build, run = await look(context.pool, caller.run_id) or (None, None)
     run = caller.is_of(run)
     assert build is not None
+    logs.about(build, run)
     if (answer := _known_answer(run, message_id)) is not None:
         return answer
     if run.instance != completion.instance:
@@ -211,7 +212,7 @@ async def _inspect(
     except (ImageInvalid, ImageNotFound) as e:
         return None, f"The image is not what was reported: {e}"
     except (RegistryError, OSError) as e:  # OSError: a time-out, or the embedded registry's disk
-        log.warning("image can't be inspected", run_id=run.id, error=str(e) or type(e).__name__)
+        log.warning("image can't be inspected", error=str(e) or type(e).__name__)
         raise unavailable("The registry does not answer; try again.", reason="registry_unavailable") from e
     return info, None
 

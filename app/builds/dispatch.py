@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import func, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import breaker, faults, outbox, queue, sql, store
+from app import breaker, faults, logs, outbox, queue, sql, store
 from app.builds import reuse, slots, targets
 from app.builds.ending import end_run, lock, requeue
 from app.builds.launch import Launch, somewhere
@@ -62,6 +62,7 @@ async def dispatch(context: Context, build_id: str) -> None:
         build, launch = await _in_turn(context, build_id)
     if build is None or launch is None:
         return
+    logs.about(build, launch.run)
     faults.at("dispatch.claimed")
     async with claimed(context, launch.run):
         await _launch(context, build, launch)
@@ -173,7 +174,7 @@ async def _renew(context: Context, run: Run, every: float) -> None:
                 until = func.greatest(Build.next_check_at, func.now() + timedelta(seconds=CLAIM_SECONDS))
                 await session.execute(update(Build).where(*mine).values(next_check_at=until))
         except (SQLAlchemyError, OSError) as e:
-            log.warning("launch could not be renewed; trying again", run_id=run.id, error=str(e))
+            log.warning("launch could not be renewed; trying again", error=str(e))
 
 
 async def _launch(context: Context, build: Build, launch: Launch) -> None:
@@ -194,7 +195,7 @@ async def _launch(context: Context, build: Build, launch: Launch) -> None:
     except NoCapacity:
         await _give_up(context, build, run, Reason.NO_CAPACITY, targets.story(launch.full), 0, launch.full)
     except Misconfigured as e:
-        log.error("platform misconfigured", platform=run.platform, build_id=build.id, error=str(e))
+        log.error("platform misconfigured", platform=run.platform, error=str(e))
         await _give_up(context, build, run, Reason.PLATFORM_MISCONFIGURED, str(e), MISCONFIGURED_SECONDS)
     except (PlatformError, TimeoutError) as e:
         if isinstance(e, RateLimited) and (e.retry_after or 0) > PATIENCE_SECONDS:
@@ -202,7 +203,7 @@ async def _launch(context: Context, build: Build, launch: Launch) -> None:
             return
         # The outcome is unknown: the same run, under the same name, is tried again and finds what is there.
         wait = e.retry_after if isinstance(e, Transient) and e.retry_after else min(2.0**run.launch_tries, 60)
-        log.warning("launch will be tried again", run_id=run.id, error=str(e) or type(e).__name__, seconds=wait)
+        log.warning("launch will be tried again", error=str(e) or type(e).__name__, seconds=wait)
         await _again(context, build, wait)
     else:
         faults.at("dispatch.launched")

@@ -85,5 +85,6 @@ def _spec(context: Context, builders: Builders, build: Build, run: Run, region: 
             "SLIPWAY_RUN_ID": run.id,
             "SLIPWAY_RUN_TOKEN": context.keyring.run_token(run.id, run.key_id),
             "SLIPWAY_RUN_DEADLINE": str(int(run.deadline_at.timestamp())),
+            **({"TRACEPARENT": build.traceparent} if build.traceparent else {}),
         },
     )

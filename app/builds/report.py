@@ -13,7 +13,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import outbox, sql, store
+from app import logs, outbox, sql, store
 from app.builds import cache, sources
 from app.builds.caller import Caller
 from app.builds.ending import lock
@@ -54,6 +54,7 @@ async def claim(context: Context, session: Session, caller: Caller, instance: st
     build, run = await lock(session, caller.run_id) or (None, None)
     run = caller.is_of(run)
     assert build is not None
+    logs.about(build, run)
     if is_terminal(run.status):
         raise over(run)
     if run.instance is None:
@@ -182,5 +183,5 @@ async def push_grant(context: Context, run: Run, instance: str) -> PushGrant:
     try:
         return await context.images.push_grant(repository, remote=remote, ttl=GRANT_TTL)
     except RegistryError as e:
-        log.warning("no push grant", run_id=run.id, error=str(e))
+        log.warning("no push grant", error=str(e))
         raise unavailable("The registry does not answer; try again.", reason="registry_unavailable") from e

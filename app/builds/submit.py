@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import outbox, sql, store
+from app import logs, outbox, sql, store, traces
 from app.address import AddressError, check_url
 from app.builds import cache, limits, reuse, sources
 from app.builds.limits import Granted
@@ -60,11 +60,13 @@ async def enter(context: Context, session: Session, values: dict[str, Any]) -> B
         "status": BuildStatus.QUEUED,
         "deadline_at": after(context.settings.max_queued_seconds),
         "next_check_at": after(FIRST_CHECK_SECONDS),
+        "traceparent": traces.here(),
     }
     key = cache.wanted(context, values)
     build = await (sql.insert(session, Build, **values) if key is None else reuse.enter(session, key, values))
     told = {name: value for name in ("retry_of", "waiting_for") if (value := getattr(build, name))}
     store.record(session, build, "build.queued", told or None)
+    logs.about(build)
     if nudge := reuse.first_nudge(context, build):
         outbox.enqueue(session, nudge)
     outbox.mark(session, "submit.committed")

@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 import h11
+import structlog
 
 from app import metrics
 from app.errors import Refusal, unavailable
@@ -68,6 +69,7 @@ class Connection:
             return False
         started = asyncio.get_running_loop().time()
         exchange = self.exchange = Exchange(self.proxy, self.wire, incoming)
+        structlog.contextvars.bind_contextvars(request_id=incoming.id)
         try:
             await exchange.run()
         except Refusal as refusal:
@@ -92,6 +94,7 @@ class Connection:
             metrics.gateway_request(exchange.status, took)
             if self._access_log:
                 self._log(exchange, took)
+            structlog.contextvars.clear_contextvars()
             self.exchange, self.busy = None, False
         return await self._keep(incoming.parser)
 

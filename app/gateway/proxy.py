@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import h11
+import structlog
 
 from app.errors import Refusal, unavailable
 from app.gateway.head import Incoming, client_headers, trailers, upstream_request
@@ -75,6 +76,7 @@ class Exchange:
         route = await routes.find(self.incoming.host)
         if route is None:
             raise Refusal(404, "unknown_host", f"No service is served as {self.incoming.host}.")
+        structlog.contextvars.bind_contextvars(service_id=route.service_id)
         routes.entered(route)
         try:
             await self._deliver(route)

@@ -60,7 +60,7 @@ def platform_errors(release: Release) -> Iterator[None]:
     except (Rejected, Unsupported) as e:
         raise Gated(Reason.PLATFORM_REJECTED, str(e)) from e
     except Misconfigured as e:
-        log.error("platform misconfigured", platform=release.platform, release_id=release.id, error=str(e))
+        log.error("platform misconfigured", platform=release.platform, error=str(e))
         raise Gated(Reason.PLATFORM_MISCONFIGURED, str(e)) from e
     except NoCapacity as e:
         raise Gated(Reason.NO_CAPACITY, str(e), again=15) from e

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from app import sql, store
+from app import logs, sql, store
 from app.context import Context
 from app.lifecycle import Reason, ReleaseStatus, is_terminal
 from app.models import Artifact, Build, Release, Service
@@ -45,6 +45,7 @@ async def claim(context: Context, session: Session, release_id: str) -> Claimed 
     if locked is None:
         return None
     service, build, release, artifact = locked
+    logs.about(service, build, release)
     if release.status == ReleaseStatus.DEPLOYING:  # a worker died over it: go on where it was
         return Claimed(release, service, artifact, await seconds_left(session, release))
     if release.status != ReleaseStatus.PENDING or await follow(context, session, service, release):

@@ -40,8 +40,13 @@ def body(delivery: WebhookDelivery, event: Event | None) -> str:
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
 
 
-def headers(message_id: str, payload: str, secrets: Sequence[str], at: datetime) -> Mapping[str, str]:
-    """Return the headers of one attempt, signed with every secret that is valid now; ``at`` is the attempt's time, UTC."""
+def headers(
+    message_id: str, payload: str, secrets: Sequence[str], at: datetime, traceparent: str | None = None
+) -> Mapping[str, str]:
+    """Return the headers of one attempt, signed with every secret that is valid now; ``at`` is the attempt's time, UTC.
+
+    ``traceparent`` is that of the build the event is about, so that what a receiver does belongs to the same trace.
+    """
     signatures = (Signer(secret).sign(message_id, at, payload) for secret in secrets)
     return {
         "content-type": "application/json",
@@ -49,6 +54,7 @@ def headers(message_id: str, payload: str, secrets: Sequence[str], at: datetime)
         "webhook-id": message_id,
         "webhook-timestamp": str(int(at.timestamp())),
         "webhook-signature": " ".join(signatures),
+        **({"traceparent": traceparent} if traceparent else {}),
     }
 
 

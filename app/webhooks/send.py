@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import faults, metrics
 from app.context import Context
-from app.models import Event, SecretVersion, Webhook, WebhookDelivery
+from app.models import Build, Event, SecretVersion, Webhook, WebhookDelivery
 from app.outbox import add_event, mark
 from app.secrets import Sealed
 from app.webhooks import message
@@ -53,6 +53,7 @@ class Parcel:
     body: str | None
     at: datetime
     """When its event happened."""
+    traceparent: str | None
     secrets: tuple[str, ...] = field(repr=False)
 
 
@@ -84,19 +85,20 @@ async def claim(context: Context, sender: str, most: int, each: int, busy: Seque
             return []
         old_signs = func.coalesce(Webhook.old_secret_until > func.now(), literal(False))
         statement = (
-            select(WebhookDelivery, Webhook, Event, old_signs)
+            select(WebhookDelivery, Webhook, Event, old_signs, Build.traceparent)
             .join(Webhook, Webhook.id == WebhookDelivery.webhook_id)
             .outerjoin(Event, Event.id == WebhookDelivery.event_id)
+            .outerjoin(Build, Build.id == Event.build_id)
             .where(WebhookDelivery.id.in_(ids))
             .order_by(WebhookDelivery.number)
         )
         rows = (await session.execute(statement)).all()
-        owners = {webhook.id for _, webhook, _, _ in rows}
+        owners = {webhook.id for _, webhook, *_ in rows}
         sealed = select(SecretVersion).where(SecretVersion.webhook_id.in_(owners))
         secrets = {s.id: s for s in (await session.execute(sealed)).scalars()}
     opened: dict[str, str] = {}
     parcels = []
-    for delivery, webhook, event, old in rows:
+    for delivery, webhook, event, old, traceparent in rows:
         wanted = [webhook.secret_id, *([webhook.old_secret_id] if old and webhook.old_secret_id else [])]
         for secret_id in wanted:
             if secret_id not in opened:
@@ -111,6 +113,7 @@ async def claim(context: Context, sender: str, most: int, each: int, busy: Seque
                 url=webhook.url,
                 body=None if gone else message.body(delivery, event),
                 at=delivery.created_at if gone or delivery.event_id is None else event.at,
+                traceparent=traceparent,
                 secrets=tuple(opened[s] for s in wanted),
             )
         )
@@ -127,7 +130,7 @@ async def send(context: Context, client: Client, parcel: Parcel, policy: Policy,
         outcome = Outcome(ms=0, error="the event is past its keeping")
         await record(context, parcel, outcome, policy, sender)
         return outcome
-    signed = message.headers(parcel.message_id, parcel.body, parcel.secrets, datetime.now(UTC))
+    signed = message.headers(parcel.message_id, parcel.body, parcel.secrets, datetime.now(UTC), parcel.traceparent)
     if parcel.attempt == 1:
         metrics.WEBHOOK_LAG.observe(max(0.0, (datetime.now(UTC) - parcel.at).total_seconds()))
     outcome = await client.post(parcel.url, signed, parcel.body)

@@ -44,6 +44,7 @@ async def test_an_endpoint_is_told_of_what_happens_in_its_form_and_order(hooks: 
         shown = event_out(event).model_dump(mode="json")
         assert request.message == {"type": event.kind, "timestamp": at, "data": shown}
         assert request.headers["content-type"] == "application/json"
+        assert request.headers["traceparent"] == build.traceparent
     assert not verifies(hooks.receiver.taken[0], (await hooks.add())["secret"])
     assert (await hooks.webhook(hook)).last_delivered_at is not None
 
