@@ -1,6 +1,7 @@
 """Every line says what it is about, without each call repeating it; no line has a secret."""
 
 import json
+from collections.abc import MutableMapping
 from typing import Any
 
 import httpx
@@ -16,14 +17,15 @@ from tests.support.platform import NAME
 from tests.support.world import World
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-Lines = list[dict[str, Any]]
+Lines = list[MutableMapping[str, Any]]
 
 
 async def work(here: World, job: str, row_id: str) -> Lines:
     """Run a job as the worker does; returns the lines it logged."""
     await here.forget_jobs()
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
-        await jobs.runners(here.context)[job](QueueJob.model_construct(payload=f"{row_id}:0".encode()))
+        fields: Any = {"payload": f"{row_id}:0".encode()}
+        await jobs.runners(here.context)[job](QueueJob.model_construct(**fields))
     assert structlog.contextvars.get_contextvars() == {}
     return lines
 
