@@ -54,6 +54,7 @@ class ControlPlane:
     stamps: list[str] = field(default_factory=list)
     grants: int = 0
     asked: list[str] = field(default_factory=list)
+    traces: set[str | None] = field(default_factory=set)
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, bytes] = field(default_factory=dict)
     tokens: list[str] = field(default_factory=lambda: [GRANT])
@@ -153,6 +154,7 @@ class App:
         finally:
             with self.state.changed:
                 self.state.asked.append(f"{method} {key}")
+                self.state.traces.add(Request(scope).headers.get("traceparent"))
                 self.state.changed.notify_all()
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:

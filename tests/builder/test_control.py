@@ -53,7 +53,8 @@ async def test_a_run_that_is_over_is_left_alone(bench: Bench) -> None:
 @pytest.mark.parametrize("status", [401, 403])
 async def test_a_token_that_is_not_taken(bench: Bench, status: int) -> None:
     bench.plane.plan["claim"].append(status)
-    assert await bench.run() == Exit.UNTOLD
+    assert await bench.run(TRACEPARENT="00-a-b-01") == Exit.UNTOLD
+    assert bench.plane.traces == {"00-a-b-01"}
     assert bench.plane.asked == ["POST claim"]
 
 
