@@ -14,6 +14,7 @@ from pathlib import Path
 POINTS = frozenset(
     {
         "submit.committed",
+        "batch.committed",
         "dispatch.claimed",
         "dispatch.launched",
         "dispatch.recorded",

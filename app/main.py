@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import __version__, db, events, faults, keys, leases
 from app.api import (
+    batches,
     builds,
     cors,
     health,
@@ -47,6 +48,7 @@ log = structlog.get_logger()
 
 TAGS = [
     {"name": "builds", "description": "One request: a source and where it shall run."},
+    {"name": "batches", "description": "Many builds in one request."},
     {"name": "events", "description": "What happened, and what happens."},
     {"name": "sources", "description": "Archives sent ahead of their builds."},
     {"name": "services", "description": "Named endpoints that sleep when nobody calls."},
@@ -60,7 +62,7 @@ TAGS = [
 
 ROUTERS = tuple(
     m.router
-    for m in (builds, streams, stats, sources, services, webhooks, platforms, key_routes, projects, runs, health)
+    for m in (builds, batches, streams, stats, sources, services, webhooks, platforms, key_routes, projects, runs, health)
 )
 API = APIRouter(generate_unique_id_function=lambda route: route.name)
 """All routes, put together once per process: FastAPI takes a tenth of a second for it, which every app would pay again."""
@@ -86,7 +88,11 @@ def create_app(context: Context) -> FastAPI:
     app.state.doorman = Doorman(context.sessions)
     app.mount("/v2", context.images.asgi)
     # JSON may write a byte as six.
-    app.add_middleware(Guard, limit=6 * context.settings.max_inline_bytes + MIB)
+    app.add_middleware(
+        Guard,
+        limit=6 * context.settings.max_inline_bytes + MIB,
+        others={"/v1/batches": context.settings.max_batch_bytes},
+    )
     app.add_middleware(Access)
     cors.install(app, context.settings.cors_origins)
     return app

@@ -214,6 +214,7 @@ class Build(Base):
     """Digest of all that its image depends on; NULL: it gets a builder of its own."""
     waiting_for: Mapped[str | None] = mapped_column(String(32, collation="C"))
     """While queued: the build with the same key that is under way."""
+    batch_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
     release_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
     created_at: Mapped[datetime] = _now()
     updated_at: Mapped[datetime] = _now()
@@ -244,6 +245,7 @@ class Build(Base):
         Index("ix_build_finished_at", "finished_at"),
         Index("ix_build_retry_of", "retry_of"),
         Index("uq_build_leader", "project_id", "cache_key", unique=True, postgresql_where=text(LEADS)),
+        Index("ix_build_batch_id", "batch_id", "status", postgresql_where=text("batch_id is not null")),
         Index("ix_build_waiting_for", "waiting_for", postgresql_where=text("waiting_for is not null")),
     )
 
@@ -256,6 +258,38 @@ class BuildLabel(Base):
     key: Mapped[str] = mapped_column(String(63, collation="C"), primary_key=True)
     value: Mapped[str] = mapped_column(String(255, collation="C"), primary_key=True)
     build_id: Mapped[str] = mapped_column(String(32, collation="C"), primary_key=True)
+
+
+class Batch(Base):
+    """Builds that were sent together."""
+
+    __tablename__ = "batch"
+    id: Mapped[str] = _id()
+    project_id: Mapped[str] = _ref("project.id")
+    size: Mapped[int]
+    """How many were sent, those that were refused among them."""
+    accepted: Mapped[int]
+    unfinished: Mapped[int]
+    """How many of its builds have not ended; counted down in the transaction of each end (``app.outbox``)."""
+    created_at: Mapped[datetime] = _now()
+    ended_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index("ix_batch_project_id_id", "project_id", "id"),
+        Index("ix_batch_ended_at", "ended_at"),
+    )
+
+
+class BatchItem(Base):
+    """What became of one order of a batch: a build, or the problem document that says why there is none."""
+
+    __tablename__ = "batch_item"
+    batch_id: Mapped[str] = mapped_column(
+        String(32, collation="C"), ForeignKey("batch.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True)
+    """From 0, as they were sent."""
+    build_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    problem: Mapped[Json | None]
 
 
 class Run(Base):

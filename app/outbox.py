@@ -20,6 +20,17 @@ _EVENTS = """
     insert into event (project_id, kind, data, build_id, run_id, service_id, release_id)
     select * from unnest(${}::text[], ${}::text[], ${}::jsonb[], ${}::text[], ${}::text[], ${}::text[], ${}::text[])
 """
+_BATCHES = """
+    batched as (
+        update batch set unfinished = unfinished - ended.n, ended_at = case when unfinished = ended.n then now() end
+        from (select id, count(*) as n from unnest(${}::text[]) as id group by id) as ended where batch.id = ended.id
+        returning batch.*
+    ), batch_told as (
+        insert into event (project_id, kind, data)
+        select project_id, 'batch.ended', jsonb_build_object('batch_id', id, 'size', size, 'accepted', accepted)
+        from batched where unfinished = 0 and (select count(*) from told) > 0  -- after the events of its builds
+    )
+"""
 _JOBS = QueryQueueBuilder(SETTINGS).build_enqueue_query("skip").strip().removeprefix("WITH")
 
 
@@ -41,6 +52,11 @@ def enqueue(session: Session, *nudges: Nudge) -> None:
 def write_along(session: Transaction, *update: Any) -> None:
     """Make an update with the rest, in the one statement; its row is locked, so it can't miss. See ``sql.compose_update``."""
     session.info.setdefault("updates", []).append(update)
+
+
+def end_of(session: Session, batch_id: str) -> None:
+    """Count down a batch, one of whose builds ends; its event is written with the last one's."""
+    session.info.setdefault("batches", []).append(batch_id)
 
 
 def mark(session: Session, point: str) -> None:
@@ -82,6 +98,7 @@ def _committed(session: OrmSession) -> None:
 def _forget(session: OrmSession, _transaction: object) -> None:
     session.info.pop("events", None)
     session.info.pop("nudges", None)
+    session.info.pop("batches", None)
     session.info.pop("points", None)
     session.info.pop("afterwards", None)
 
@@ -89,6 +106,7 @@ def _forget(session: OrmSession, _transaction: object) -> None:
 def _statement(info: dict[Any, Any]) -> tuple[str, tuple[object, ...]] | None:
     """Return one statement for all that was gathered; None when there is nothing."""
     updates, events, nudges = info.pop("updates", ()), info.pop("events", ()), info.pop("nudges", ())
+    batches = info.pop("batches", None)
     if not (updates or events or nudges):
         return None
     values: list[object] = [*_parameters(nudges)] if nudges else []
@@ -99,8 +117,11 @@ def _statement(info: dict[Any, Any]) -> tuple[str, tuple[object, ...]] | None:
         values += more
     if events:
         text = _EVENTS.format(*range(len(values) + 1, len(values) + 8))
-        parts.append(f"told as ({text} where {_all_there(len(updates))})")
+        parts.append(f"told as ({text} where {_all_there(len(updates))} returning id)")
         values += map(list, zip(*events, strict=True))
+    if batches:  # an end has its event, so there is ``told``
+        parts.append(_BATCHES.format(len(values) + 1))
+        values.append(batches)
     return f"with {', '.join([*parts, _JOBS] if nudges else parts)}{'' if nudges else ' select'}", tuple(values)
 
 

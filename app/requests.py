@@ -1,6 +1,7 @@
 """What callers may ask for: the bodies of requests, with every bound that makes bad input a 422 naming the field."""
 
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,9 @@ from pydantic import (
     Field,
     SecretStr,
     StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 
@@ -188,6 +192,28 @@ class BuildRequest(Body):
     strict: bool = Field(True, description="false: what can't be honoured becomes a warning instead of a 422.")
 
 
+@dataclass(frozen=True)
+class Unfit:
+    """An order of a batch that can't be read: pydantic's errors, for the problem that is its outcome."""
+
+    errors: Any
+
+
+def _one_by_one(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """Let one bad order be its own problem, and not that of the whole batch."""
+    try:
+        return read(value)
+    except ValidationError as e:
+        return Unfit(e.errors(include_url=False, include_context=False, include_input=False))
+
+
+class BatchRequest(Body):
+    """Many builds at once. Each has its own outcome, unless `atomic`: then one that can't be accepted refuses them all."""
+
+    builds: list[Annotated[BuildRequest, WrapValidator(_one_by_one)]] = Field(min_length=1, max_length=500)
+    atomic: bool = Field(False, description="All or none.")
+
+
 class ServicePatch(Body):
     """Changes of a service's config; what is left out stays. Makes a new release.
 
@@ -274,7 +300,7 @@ class ProjectRequest(ProjectPatch):
 
 EventPattern = Annotated[
     str,
-    StringConstraints(pattern=r"^(\*|(build|run|release|service|webhook)\.(\*|[a-z_]{1,32}))$"),
+    StringConstraints(pattern=r"^(\*|(build|batch|run|release|service|webhook)\.(\*|[a-z_]{1,32}))$"),
     Field(description="A kind of event, all of a family (`build.*`), or `*` for all.", examples=["build.*"]),
 ]
 EventPatterns = Annotated[tuple[EventPattern, ...], Field(min_length=1, max_length=50)]

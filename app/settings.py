@@ -215,6 +215,7 @@ class Settings(BaseSettings):
     max_completion_bytes: int = Field(256 * 1024, ge=1024)
     max_inline_bytes: int = Field(1 * MIB, ge=1)
     max_inline_files: int = Field(500, ge=1)
+    max_batch_bytes: int = Field(16 * MIB, ge=1)
     max_queued_seconds: int = Field(3600, ge=1)
     """A build that found no builder for so long ends ``failed(expired)``."""
     max_run_attempts: int = Field(3, ge=1, le=10)

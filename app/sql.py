@@ -90,6 +90,31 @@ async def insert_unless(session: Session, model: type[M], taken: str | None, **v
     return load(model, row) if row else None
 
 
+async def insert_all(
+    session: Session,
+    model: type[M],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    taken: str | None = None,
+    computed: Mapping[str, str] | None = None,
+    values: Sequence[Any] = (),
+) -> list[M]:
+    """Insert rows with the same columns, none of them bytes, by one statement; returns what ``taken`` did not keep out.
+
+    ``computed`` are columns by expressions, over the given row as ``r`` and ``values``, the first of which is ``$2``.
+    """
+    computed = computed or {}
+    names = ", ".join([*rows[0], *computed])
+    what = ", ".join([*(f"r.{name}" for name in rows[0]), *computed.values()])
+    rest = f"on conflict {taken} do nothing returning *" if taken else "returning *"
+    table = model.__tablename__
+    statement = (
+        f"insert into {table} ({names}) select {what} from jsonb_populate_recordset(null::{table}, $1) as r {rest}"  # noqa: S608 - our own names
+    )
+    found = await fetch(session, statement, as_json(rows), *values)
+    return [load(model, row) for row in found]
+
+
 async def update(
     session: Session,
     model: type[M],

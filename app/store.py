@@ -97,6 +97,8 @@ async def move(
         set_committed_value(row, name, value)
     record(session, row, f"{model.__tablename__}.{to}", event)
     outbox.afterwards(session, lambda: _count(row, to, before, since, now))
+    if isinstance(row, Build) and row.batch_id is not None and is_terminal(to):
+        outbox.end_of(session, row.batch_id)
     return True
 
 

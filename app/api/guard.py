@@ -1,5 +1,7 @@
 """What every request must keep to before any route sees it: a body of bounded size, and no NUL in its address."""
 
+from collections.abc import Mapping
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,10 +14,13 @@ UNBOUNDED = ("/v1/sources", "/v2/")
 
 
 class Guard:
-    """Middleware. ``limit`` in bytes holds for every body that is read as a whole; over it the answer is 413."""
+    """Middleware. ``limit`` in bytes holds for every body that is read as a whole; over it the answer is 413.
 
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
-        self._app, self._limit = app, limit
+    ``others`` are paths with limits of their own.
+    """
+
+    def __init__(self, app: ASGIApp, *, limit: int, others: Mapping[str, int]) -> None:
+        self._app, self._limit, self._others = app, limit, others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, guarded."""
@@ -28,18 +33,18 @@ class Guard:
             await respond(Request(scope), refusal)(scope, receive, send)
             return
         if not scope["path"].startswith(UNBOUNDED):
-            receive = self._bounded(receive)
+            receive = self._bounded(receive, self._others.get(scope["path"].rstrip("/"), self._limit))
         await self._app(scope, receive, send)
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, limit: int) -> Receive:
         seen = 0
 
         async def bounded() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise HTTPException(413, f"the body has more than {self._limit} bytes")
+            if seen > limit:
+                raise HTTPException(413, f"the body has more than {limit} bytes")
             return message
 
         return bounded

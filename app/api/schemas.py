@@ -234,6 +234,34 @@ class BuildDetail(BuildOut):
     timings: dict[str, float]
 
 
+class BatchItemOut(Answer):
+    """What became of one order: a build, or the problem why there is none."""
+
+    index: int = Field(description="Its place in the request, from 0.")
+    build_id: str | None
+    status: BuildStatus | None
+    problem: Problem | None
+
+
+class BatchOut(Answer):
+    """Builds that were sent together: `builds` counts those that were accepted by status. `ended_at` null: some go on."""
+
+    id: str
+    size: int
+    accepted: int
+    rejected: int
+    builds: dict[BuildStatus, int]
+    created_at: datetime
+    ended_at: datetime | None
+
+
+class BatchDetail(BatchOut):
+    """A batch with a page of its items, in the order of the request."""
+
+    items: list[BatchItemOut]
+    next_cursor: str | None = None
+
+
 class EventOut(Answer):
     """Something that happened. `id` is its place in the order of events: `after=<id>` goes on from it."""
 

@@ -42,7 +42,7 @@ async def create_source(
         file.seek(0)
         if once is not None:
             await once.enter(session, tree.digest.encode())
-        await sources.save(session, project.id, tree, size, _pieces(file))
+        await sources.save_stream(session, project.id, tree, size, _pieces(file))
         key = (Source.project_id == project.id, Source.digest == tree.digest)
         row = (await session.execute(select(Source).where(*key))).scalar_one()
         return SourceOut.model_validate(row, from_attributes=True)

@@ -34,6 +34,7 @@ async def keep(context: Context) -> dict[str, int]:
         # After a day without a request a bucket is full, and what failed is worth another try.
         removed["budget"] = await _old(session, "budget", "refilled_at", 1)
         removed["breaker"] = await _old(session, "breaker", "failed_at", 1)
+        removed["batch"] = await _old(session, "batch", "ended_at", settings.keep_builds_days)
         removed["build"] = await _builds(session, settings.keep_builds_days)
         removed["source"] = await _sources(session, settings.keep_unreferenced_days)
         removed["secret_version"] = await _secrets(session)

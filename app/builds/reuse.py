@@ -71,6 +71,40 @@ async def enter(session: Session, key: str, values: dict[str, Any]) -> Build:
     raise unavailable("Too many builds of the same source begin at once; try again.")
 
 
+async def enter_all(context: Context, session: Session, rows: list[dict[str, Any]]) -> list[Build]:
+    """Insert many queued builds, some of them perhaps with a ``cache_key``; each finds its place as in ``enter``."""
+    artifact = _ARTIFACT.replace("?", "r.project_id", 1).replace("?", "r.cache_key", 1)
+    leader = _LEADER.replace("?", "r.project_id", 1).replace("?", "r.cache_key", 1)
+    computed = {
+        "deadline_at": "now() + make_interval(secs => $2)",
+        "next_check_at": "now() + make_interval(secs => $3)",
+        "artifact_id": f"({artifact})",
+        "waiting_for": f"case when not exists ({artifact}) then ({leader}) end",
+    }
+    # In the order of keys, so that two who do this at once don't wait for each other in a circle.
+    left, builds = sorted(rows, key=lambda row: row["cache_key"] or ""), list[Build]()
+    for _ in range(TRIES):
+        seconds = (float(context.settings.max_queued_seconds), float(CHECK_SECONDS))
+        found = await sql.insert_all(session, Build, left, taken=_TAKEN, computed=computed, values=seconds)
+        builds += found
+        ids = {build.id for build in found}
+        if not (left := [row for row in left if row["id"] not in ids]):
+            break
+    else:
+        raise unavailable("Too many builds of the same source begin at once; try again.")
+    if aside := [build.id for build in builds if build.waiting_for or build.artifact_id]:
+        await sql.fetch(session, _ASIDE, aside)
+    return builds
+
+
+_ASIDE = """
+    update build set not_before = 'infinity',
+        next_check_at = case when waiting_for is null then next_check_at else 'infinity' end,
+        deadline_at = case when waiting_for is null then deadline_at end
+    where id = any($1::text[])
+"""
+
+
 def _aside(waiting_for: str | None) -> dict[str, Any]:
     """Return what keeps a queued build away from builders; one that waits for another expires with that one."""
     if waiting_for is None:

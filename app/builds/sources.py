@@ -9,7 +9,7 @@ import hashlib
 import io
 import tarfile
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO
@@ -165,8 +165,18 @@ _SAVE_CHUNK = "insert into source_chunk (project_id, digest, number, data) value
 _TOUCH = "update source set last_used_at = now() where project_id = $1 and digest = $2 returning digest"
 
 
-async def save(session: Session, project_id: str, tree: Tree, size: int, archive: AsyncIterator[bytes]) -> None:
-    """Keep an archive of ``size`` bytes under its tree digest; the same tree again only renews its last use."""
+async def save(session: Session, project_id: str, tree: Tree, archive: bytes) -> None:
+    """Keep an archive under its tree digest; the same tree again only renews its last use."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(archive), CHUNK):
+            yield archive[start : start + CHUNK]
+
+    await save_stream(session, project_id, tree, len(archive), pieces())
+
+
+async def save_stream(session: Session, project_id: str, tree: Tree, size: int, archive: AsyncIterator[bytes]) -> None:
+    """Do the same with an archive of ``size`` bytes that comes in pieces."""
     known = await sql.fetch_one(session, _USED, project_id, tree.digest, _RENEW_SECONDS)
     if known is not None and not known["long_ago"]:
         return
@@ -177,6 +187,46 @@ async def save(session: Session, project_id: str, tree: Tree, size: int, archive
     async for data in archive:
         await sql.fetch(session, _SAVE_CHUNK, project_id, tree.digest, number, data)
         number += 1
+
+
+_KNOWN = """
+    select digest, last_used_at < now() - make_interval(secs => $3) as long_ago
+    from source where project_id = $1 and digest = any($2::text[])
+"""
+_SAVE_ALL = """
+    insert into source (project_id, digest, size_bytes, files)
+    select $1, s.* from unnest($2::text[], $3::bigint[], $4::bigint[]) as s(digest, size_bytes, files) order by s.digest
+    on conflict do nothing returning digest
+"""
+_SAVE_CHUNKS = """
+    insert into source_chunk (project_id, digest, number, data) select $1, * from unnest($2::text[], $3::bigint[], $4::bytea[])
+"""
+_TOUCH_ALL = "update source set last_used_at = now() where project_id = $1 and digest = any($2::text[])"
+
+
+async def touch_all(session: Session, project_id: str, digests: Collection[str]) -> set[str]:
+    """Renew the last use of many sources; returns those that are there."""
+    rows = await sql.fetch(session, _KNOWN, project_id, sorted(digests), _RENEW_SECONDS)
+    if old := sorted(row["digest"] for row in rows if row["long_ago"]):
+        await sql.fetch(session, _TOUCH_ALL, project_id, old)
+    return {row["digest"] for row in rows}
+
+
+async def save_all(session: Session, project_id: str, packed: Mapping[str, tuple[Tree, bytes]]) -> None:
+    """Keep many archives, each under its tree digest."""
+    known = await touch_all(session, project_id, packed.keys())
+    new = sorted(packed.keys() - known)
+    if not new:
+        return
+    sizes, files = [len(packed[d][1]) for d in new], [packed[d][0].files for d in new]
+    saved = [row["digest"] for row in await sql.fetch(session, _SAVE_ALL, project_id, new, sizes, files)]
+    pieces = [
+        (d, start // CHUNK, packed[d][1][start : start + CHUNK])
+        for d in saved
+        for start in range(0, len(packed[d][1]), CHUNK)
+    ]
+    if pieces:
+        await sql.fetch(session, _SAVE_CHUNKS, project_id, *map(list, zip(*pieces, strict=True)))
 
 
 async def touch(session: Session, project_id: str, digest: str) -> bool:

@@ -1,7 +1,8 @@
 """Take a build request: check it against what the platforms can do, and write row, event and first job in one transaction."""
 
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import SecretStr
@@ -16,7 +17,7 @@ from app.context import Context
 from app.errors import Refusal, conflict, invalid, not_found, too_large
 from app.ids import new_id
 from app.lifecycle import BuildStatus, is_terminal
-from app.models import Build, Project, Release, SecretVersion, Service
+from app.models import Build, Project, Release, Service
 from app.platforms.base import Size, Traits, Unsupported
 from app.requests import BuildRequest, FilesSource, GitSource, ServiceConfig, UploadSource
 from app.settings import PULL_SETTINGS
@@ -26,15 +27,24 @@ FIRST_CHECK_SECONDS = 30
 """When reconcile looks at a queued build whose job may have been lost."""
 
 
-async def submit(context: Context, session: Session, project: Project, request: BuildRequest) -> tuple[Build, Granted]:
-    """Write a build and all that belongs to it; Refusal says what can't be accepted. The caller commits."""
+@dataclass(frozen=True)
+class Plan:
+    """A request that has been checked as far as its own words go: the row to be, and its source if it came along."""
+
+    request: BuildRequest
+    values: dict[str, Any]
+    packed: tuple[sources.Tree, bytes] | None
+
+
+def plan(context: Context, project: Project, request: BuildRequest) -> Plan:
+    """Check a request against what the platforms can do, and pack its files; Refusal says what can't be accepted."""
     (builder, *fallback), warnings = check_target(context, request)
-    source, digest = await _source(context, session, project, request)
+    source, packed = _source(context, project, request)
     values: dict[str, Any] = {
         "project_id": project.id,
         "builder_platform": builder,
         "source": source,
-        "source_digest": digest,
+        "source_digest": source["digest"],
         "spec": {
             "build": request.build.model_dump(mode="json"),
             "builder": request.builder.model_dump(mode="json") | {"platform": builder, "fallback": fallback},
@@ -44,13 +54,32 @@ async def submit(context: Context, session: Session, project: Project, request: 
         "warnings": warnings,
     }
     if block := request.service:
+        values |= {"service_platform": request.platform, "config": block.config()}
+    return Plan(request, values, packed)
+
+
+async def submit(context: Context, session: Session, project: Project, request: BuildRequest) -> tuple[Build, Granted]:
+    """Write a build and all that belongs to it; Refusal says what can't be accepted. The caller commits."""
+    planned = plan(context, project, request)
+    values = planned.values
+    if planned.packed is not None:
+        await sources.save(session, project.id, *planned.packed)
+    elif isinstance(request.source, UploadSource) and not await sources.touch(
+        session, project.id, request.source.digest
+    ):
+        raise no_source()
+    if block := request.service:
         service = await take_number(session, project, block.name, request.platform)
         values |= {"service_id": service.id, "sequence": service.sequence}
-        values |= {"service_platform": request.platform, "config": block.config()}
         if block.secrets is not None:
             values["secret_versions"] = await keep_secrets(context, session, service, block.secrets)
     granted = await limits.take(context, session, project, new_service=values.get("sequence") == 1)
     return await enter(context, session, values), granted
+
+
+def no_source() -> Refusal:
+    """422: the digest names nothing of this project."""
+    return invalid("source.digest", "there is no such source; send it by POST /v1/sources first")
 
 
 async def enter(context: Context, session: Session, values: dict[str, Any]) -> Build:
@@ -64,13 +93,18 @@ async def enter(context: Context, session: Session, values: dict[str, Any]) -> B
     }
     key = cache.wanted(context, values)
     build = await (sql.insert(session, Build, **values) if key is None else reuse.enter(session, key, values))
-    told = {name: value for name in ("retry_of", "waiting_for") if (value := getattr(build, name))}
-    store.record(session, build, "build.queued", told or None)
+    told(context, session, build)
     logs.about(build)
-    if nudge := reuse.first_nudge(context, build):
-        outbox.enqueue(session, nudge)
     outbox.mark(session, "submit.committed")
     return build
+
+
+def told(context: Context, session: Session, build: Build) -> None:
+    """Write a new build's event and its job."""
+    about = {name: value for name in ("retry_of", "waiting_for", "batch_id") if (value := getattr(build, name))}
+    store.record(session, build, "build.queued", about or None)
+    if nudge := reuse.first_nudge(context, build):
+        outbox.enqueue(session, nudge)
 
 
 async def retry(context: Context, session: AsyncSession, project: Project, old: Build) -> tuple[Build, Granted]:
@@ -233,25 +267,17 @@ def _pullable(context: Context, platform: str, traits: Traits) -> None:
 # --------------------------------------------------------------------------------------------------- parts
 
 
-async def _source(
-    context: Context, session: Session, project: Project, request: BuildRequest
-) -> tuple[dict[str, object], str | None]:
+def _source(
+    context: Context, project: Project, request: BuildRequest
+) -> tuple[dict[str, Any], tuple[sources.Tree, bytes] | None]:
     match request.source:
         case FilesSource(files=files):
             tree, archive = sources.pack_files(files, context.settings)
             if len(archive) > (most := limits.limits(context.settings, project).source_bytes):
                 raise too_large(f"source.files: {len(archive)} bytes packed; this project may send {most}")
-
-            async def pieces() -> AsyncIterator[bytes]:
-                for start in range(0, len(archive), sources.CHUNK):
-                    yield archive[start : start + sources.CHUNK]
-
-            await sources.save(session, project.id, tree, len(archive), pieces())
-            return {"kind": "archive", "digest": tree.digest}, tree.digest
+            return {"kind": "archive", "digest": tree.digest}, (tree, archive)
         case UploadSource(digest=digest):
-            if not await sources.touch(session, project.id, digest):
-                raise invalid("source.digest", "there is no such source; send it by POST /v1/sources first")
-            return {"kind": "archive", "digest": digest}, digest
+            return {"kind": "archive", "digest": digest}, None
         case GitSource(url=url, ref=ref, subdir=subdir):
             try:
                 check_url(url, context.settings.allow_hosts)
@@ -272,34 +298,56 @@ _TAKE_NUMBER = """
 
 async def take_number(session: Session, project: Project, name: str, platform: str) -> Service:
     """Return the project's service of this name with its next number taken; made when it is new. Locks its row."""
-    host = name if project.name == "default" else f"{name}--{project.name}"
-    (row,) = await sql.fetch(session, _TAKE_NUMBER, new_id("svc"), project.id, name, host, platform)
+    (row,) = await sql.fetch(session, _TAKE_NUMBER, new_id("svc"), project.id, name, host(project, name), platform)
     service = sql.load(Service, row)
+    stays_on(service, platform)
+    return service
+
+
+def host(project: Project, name: str) -> str:
+    """Return the first label of a service's address."""
+    return name if project.name == "default" else f"{name}--{project.name}"
+
+
+def stays_on(service: Service, platform: str) -> None:
+    """Refusal (422) when a build for another platform names the service."""
     if service.platform != platform:
         raise invalid(
-            "platform", f"service {name} lives on {service.platform}; a build can't move it", reason="platform_differs"
+            "platform",
+            f"service {service.name} lives on {service.platform}; a build can't move it",
+            reason="platform_differs",
         )
-    return service
+
+
+_KEEP_SECRETS = """
+    insert into secret_version (id, project_id, service_id, name, key_id, nonce, ciphertext)
+    select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::bytea[])
+"""
+Sealed = tuple[str, str, str, str, str, bytes, bytes]
+
+
+def seal(context: Context, service: Service, secrets: Mapping[str, SecretStr]) -> tuple[dict[str, str], list[Sealed]]:
+    """Encrypt secret values; return name → id of the version, and the rows to keep."""
+    versions, rows = {name: new_id("sec") for name in secrets}, list[Sealed]()
+    for name, row_id in versions.items():
+        sealed = context.keyring.seal(secrets[name].get_secret_value(), about=row_id)
+        about = (row_id, service.project_id, service.id, name)
+        rows.append((*about, sealed.key_id, sealed.nonce, sealed.ciphertext))
+    return versions, rows
+
+
+async def keep_sealed(session: Session, rows: Sequence[Sealed]) -> None:
+    """Keep encrypted values."""
+    if rows:
+        await sql.fetch(session, _KEEP_SECRETS, *map(list, zip(*rows, strict=True)))
 
 
 async def keep_secrets(
     context: Context, session: Session, service: Service, secrets: Mapping[str, SecretStr]
 ) -> dict[str, str]:
     """Encrypt and keep secret values; return name → id of the version."""
-    versions = {name: new_id("sec") for name in secrets}
-    for name, row_id in versions.items():
-        sealed = context.keyring.seal(secrets[name].get_secret_value(), about=row_id)
-        await sql.insert(
-            session,
-            SecretVersion,
-            id=row_id,
-            project_id=service.project_id,
-            service_id=service.id,
-            name=name,
-            key_id=sealed.key_id,
-            nonce=sealed.nonce,
-            ciphertext=sealed.ciphertext,
-        )
+    versions, rows = seal(context, service, secrets)
+    await keep_sealed(session, rows)
     return versions
 
 

@@ -308,6 +308,24 @@ async def test_twenty_at_once_have_one_builder(here: World) -> None:
     assert len(here.yard.launched) == 1
 
 
+async def test_a_batch_of_one_source_has_one_builder_or_none(here: World) -> None:
+    body = {"builds": [here.order("echo" if n else None) for n in range(5)]}
+    batch = (await here.http.post("/v1/batches", json=body)).json()
+    await here.jobs()
+    builds = await here.rows(Build)
+    (leader,) = (b for b in builds if b.waiting_for is None)
+    assert ([b.waiting_for for b in builds].count(leader.id), len(here.yard.launched)) == (4, 1)
+    await (await here.builder(leader)).finish()
+    await here.jobs()
+    await here.hurry()
+    assert (await here.http.post("/v1/batches", json=body)).status_code == 202
+    await here.jobs()
+    await here.hurry()
+    assert len(here.yard.launched) == 1
+    first, _ = await here.rows(Event, kind="batch.ended")
+    assert first.data["batch_id"] == batch["id"]
+
+
 async def test_who_waits_goes_live_in_order(here: World) -> None:
     leader, (one, two) = await followers(here, 2, "echo")
     await (await here.builder(leader)).finish()

@@ -118,7 +118,8 @@ class Place:
     def api(self, method: str, path: str, *, status: int | None = None, **options: Any) -> Json:
         """Call the API; AssertionError on another status than ``status``, by default on anything but a 2xx."""
         url = f"http://127.0.0.1:{self.port}{path}"
-        answer = self.http.request(method, url, headers={"Authorization": f"Bearer {KEY}"}, **options)
+        headers = {"Authorization": f"Bearer {KEY}"} | options.pop("headers", {})
+        answer = self.http.request(method, url, headers=headers, **options)
         good = answer.is_success if status is None else answer.status_code == status
         assert good, f"{method} {path}: {answer.status_code} {answer.text}"
         return dict(answer.json()) if answer.content else {}

@@ -169,6 +169,23 @@ def build(kills: Kills, point: str) -> None:
     kills.one_live()
 
 
+def batch(kills: Kills, point: str) -> None:
+    """Two builds are sent at once; sent again under the same key they are the same two."""
+    order = {"source": {"kind": "files", "files": tiny()}}
+    body = {"builds": [order, order | {"build": {"cache": False}}]}
+    key = {"Idempotency-Key": f"batch-{kills.name}"}
+    kills.arm(point)
+    kills.call("POST", "/v1/batches", json=body, headers=key)
+    kills.restart()
+    sent = kills.place.api("POST", "/v1/batches", json=body, headers=key)
+    for item in sent["items"]:
+        kills.place.ended(item["build_id"])
+    (listed,) = kills.place.api("GET", "/v1/batches")["items"]
+    assert (listed["id"], listed["builds"]) == (sent["id"], {"succeeded": 2})
+    assert listed["ended_at"] is not None
+    kills.settled()
+
+
 def reuse(kills: Kills, point: str) -> None:
     """A build takes the artifact of the live release, and no builder."""
     before = kills.live()
@@ -336,6 +353,7 @@ class Case:
 
 DRIVES: dict[str, tuple[Callable[[Kills, str], None], ...]] = {
     "submit": (build,),
+    "batch": (batch,),
     "dispatch": (build,),
     "reuse": (reuse,),
     "claim": (build,),
