@@ -174,6 +174,12 @@ async def _take_numbers(
     return rows
 
 
+_UNUSED = """
+    delete from service where id = any($1::text[]) and not exists (select from build where service_id = service.id)
+        and not exists (select from release where service_id = service.id)
+"""  # its secrets go with it
+
+
 async def _grant(
     context: Context, session: Session, project: Project, orders: Sequence[Order], rows: dict[int, dict[str, Any]]
 ) -> Granted:
@@ -189,10 +195,7 @@ async def _grant(
     for number in over:
         orders[number].refuse(granted.refusal)
     if unused:  # made for these alone, a moment ago
-        made = "delete from service s where id = any($1::text[]) and not exists (select from build where service_id = s.id)"
-        fresh = "delete from secret_version where service_id = any($1::text[]) and not exists (select from build where service_id = secret_version.service_id)"
-        await sql.fetch(session, fresh, sorted(unused))
-        await sql.fetch(session, made, sorted(unused))
+        await sql.fetch(session, _UNUSED, sorted(unused))
     return granted
 
 

@@ -167,13 +167,23 @@ async def test_the_same_key_sends_one_batch(here: World) -> None:
     assert len(await here.rows(Build)) == 1
 
 
+async def test_each_build_of_a_batch_counts(here: World) -> None:
+    await here.sql("update project set max_queued_builds = 2")
+    batch = await send(here, {}, *(order(here, n, f"svc-{n}") for n in range(4)))
+    reasons = [i["problem"] and (i["problem"]["status"], i["problem"]["reason"]) for i in batch["items"][1:]]
+    assert reasons == [None, None, (429, "too_many_queued"), (429, "too_many_queued")]
+    assert {s.name for s in await here.rows(Service)} == {"svc-0", "svc-1"}
+    problem(await here.http.post("/v1/batches", json={"builds": [order(here, 9)]}), 429, "too_many_queued")
+    assert len(await here.rows(Build)) == 2
+
+
 async def test_batches_and_their_items_come_page_by_page(here: World) -> None:
     ids = [(await send(here, *(order(here, n) for n in range(5))))["id"] for _ in range(3)]
     page = (await here.http.get("/v1/batches", params={"limit": 2})).json()
     rest = (await here.http.get("/v1/batches", params={"cursor": page["next_cursor"]})).json()
     assert [b["id"] for b in [*page["items"], *rest["items"]]] == ids[::-1]
     assert page["items"][0]["builds"] == {"queued": 5}
-    batch, seen, cursor = {"id": ids[0]}, [], None
+    batch, seen, cursor = {"id": ids[0]}, list[int](), None
     while cursor is not None or not seen:
         found = await look(here, batch, limit=2, **({"cursor": cursor} if cursor else {}))
         seen += [i["index"] for i in found["items"]]

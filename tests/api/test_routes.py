@@ -13,7 +13,7 @@ from tests.support.platform import NAME
 from tests.support.problems import problem
 from tests.support.world import World, client
 
-KINDS = {"build_id": "build", "name": "service", "webhook_id": "webhook"}
+KINDS = {"build_id": "build", "batch_id": "batch", "name": "service", "webhook_id": "webhook"}
 PUBLIC = {"/healthz", "/readyz"}
 
 
