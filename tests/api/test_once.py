@@ -12,7 +12,7 @@ from tests.support.problems import problem
 from tests.support.world import World, client
 
 Json = dict[str, Any]
-NOT_CREATING = {"cancel_build", "sleep_service", "wake_service"}
+NOT_CREATING = {"cancel_batch", "cancel_build", "sleep_service", "wake_service"}
 """POSTs that may be sent twice as they are."""
 
 
