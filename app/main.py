@@ -62,7 +62,20 @@ TAGS = [
 
 ROUTERS = tuple(
     m.router
-    for m in (builds, batches, streams, stats, sources, services, webhooks, platforms, key_routes, projects, runs, health)
+    for m in (
+        builds,
+        batches,
+        streams,
+        stats,
+        sources,
+        services,
+        webhooks,
+        platforms,
+        key_routes,
+        projects,
+        runs,
+        health,
+    )
 )
 API = APIRouter(generate_unique_id_function=lambda route: route.name)
 """All routes, put together once per process: FastAPI takes a tenth of a second for it, which every app would pay again."""

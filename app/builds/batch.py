@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import outbox, sql
+from app import outbox, sql, traces
 from app.builds import cache, limits, reuse, sources
 from app.builds.cancel import cancel
 from app.builds.limits import Granted
@@ -62,7 +62,7 @@ async def submit(
     if atomic:
         _all_or_none(orders)
     for row in rows.values():
-        row |= {"id": new_id("bld"), "batch_id": batch_id, "status": BuildStatus.QUEUED}
+        row |= {"id": new_id("bld"), "batch_id": batch_id, "status": BuildStatus.QUEUED, "traceparent": traces.here()}
         row["cache_key"] = cache.wanted(context, row)
     accepted = len(rows)
     batch = await sql.insert(
