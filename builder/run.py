@@ -50,6 +50,10 @@ async def run(environment: Environment, terminated: asyncio.Event, pace: Pace | 
     return code
 
 
+REPORTED = "reported"
+"""The stage of a builder that holds, once its completion was taken."""
+
+
 @dataclass(kw_only=True)
 class _Run:
     """All that the stages share."""
@@ -179,9 +183,13 @@ async def _tell(run: _Run, failure: Failure | None) -> Exit:
     if failure:
         run.log.write(f"failed: {failure}")
     await flush(run.log, run.control, run.pace)
-    return await report(
+    code = await report(
         run.control, run.environment, run.orders, findings=run.findings, failure=failure, redactor=run.log.redactor
     )
+    if run.environment.hold and code is not Exit.UNTOLD:
+        with contextlib.suppress(Refused, Unreachable, Ended):  # 410 as a rule: the report has ended the run
+            await run.control.heartbeat(REPORTED)
+    return code
 
 
 async def _in_time(telling: asyncio.Task[Exit], terminated: asyncio.Event, control: Control, code: Exit) -> Exit:

@@ -19,7 +19,7 @@ from app.models import Run
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"], responses=responses(403, 404, 409, 410))
 
 M = TypeVar("M", bound=BaseModel)
-Stage = Literal["fetch", "modules", "compile", "image", "push"]
+Stage = Literal["fetch", "modules", "compile", "image", "push", "reported"]
 
 
 class FromBuilder(BaseModel):

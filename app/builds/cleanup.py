@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 CALL_SECONDS = 60
 TAIL_LINES = 50
+REPORTED = "reported"
+"""The stage of a builder that was told that its completion was taken, and holds."""
 OVERDUE_SECONDS = 120
 """Past a deadline, this long is left to look at the machine and to keep its last words."""
 BATCH = 100
@@ -76,7 +78,8 @@ async def check(context: Context, run_id: str) -> None:
                 tail = await platform.builders.logs(ref_of(run), limit=TAIL_LINES)
     except (PlatformError, TimeoutError) as e:
         log.warning("run can't be looked at", error=str(e) or type(e).__name__)
-    if not past and (seen is None or seen.phase in {Phase.STARTING, Phase.RUNNING}):
+    # One that reported and holds runs, but not at anything: that the run is open means that its report was lost.
+    if not past and (seen is None or (seen.phase in {Phase.STARTING, Phase.RUNNING} and run.stage != REPORTED)):
         return
     if not past and seen is not None and seen.phase is Phase.GONE and run.launched_at is None and run.instance is None:
         return  # perhaps not there yet: the launch itself, or the deadline, decides
@@ -139,6 +142,11 @@ def _why(build: Build, run: Run, seen: Inspection | None, *, past: bool) -> tupl
         return (
             Reason.TIMEOUT,
             f"The build was not done after {build.spec['builder']['timeout_seconds']} seconds{stage}.",
+        )
+    if run.stage == REPORTED:
+        return (
+            Reason.BUILDER_LOST,
+            f"The builder on {run.platform} was told that its report was taken, and it never came.",
         )
     phase = seen.phase if seen else Phase.GONE
     code = f" with code {seen.exit_code}" if seen and seen.exit_code is not None else ""

@@ -162,6 +162,7 @@ def test_a_builder_that_holds_stays_until_it_is_told(bench: Bench) -> None:
         bench.plane.wait_for(lambda: bench.plane.completion)
         # The connection is closed once the run is over; only the hold is left then.
         eventually_sync(lambda: not connected(bench))
+        assert bench.plane.heartbeats[-1:] == ["reported"]
         assert builder.poll() is None
         builder.send_signal(signal.SIGTERM)
         assert builder.wait(20) == Exit.DONE

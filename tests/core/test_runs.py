@@ -66,6 +66,16 @@ async def test_a_silent_builder_that_is_at_work_is_left_alone(here: World) -> No
     assert await here.reconcile() == 0, "it was looked at again at once"
 
 
+async def test_a_builder_that_holds_after_a_report_that_never_came_is_lost(here: World) -> None:
+    build, run = await running(here)
+    assert (await (await here.builder(build)).post("heartbeat", stage="reported")).status_code == 200
+    await silence(here, run)
+    await here.reconcile()
+    lost = await here.one(Run, id=run.id)
+    assert (lost.status, lost.reason) == ("lost", "builder_lost")
+    assert "report" in (lost.message or "")
+
+
 async def test_a_platform_that_gives_no_answer_proves_nothing(here: World) -> None:
     build, run = await running(here)
     here.yard.misbehave("inspect builder", Transient(NAME, "inspect", "down"))
