@@ -17,7 +17,7 @@ from app import db, jobs, scrape
 from app.context import Context
 from app.embedded.postgres import EmbeddedPostgres
 from app.gateway.run import serve_gateway
-from app.ground import SetupError, bind, check_schema
+from app.ground import SetupError, bind, check_schema, settle
 from app.life import show_life
 from app.main import create_app, ensure_key, open_context
 from app.settings import Settings
@@ -147,6 +147,7 @@ class Up:
         """Note that one more part is up."""
         self._left -= 1
         if self._left == 0:
+            settle()  # what was made for the start stays, like what was imported
             self._say()
 
 

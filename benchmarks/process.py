@@ -12,7 +12,7 @@ import uvloop
 from fastapi import FastAPI
 
 from app import jobs, logs
-from app.ground import bind
+from app.ground import bind, settle
 from app.main import create_app, ensure_key, open_context
 from app.requests import BuildRequest
 from app.serving import Up, api_part, until_stopped
@@ -52,6 +52,7 @@ async def bare(settings: Settings, url: str) -> None:
 async def main(kind: str) -> None:
     settings = Settings()
     logs.configure("error", "json")
+    settle()  # as the commands do
     assert settings.database_url is not None
     url = settings.database_url.get_secret_value()
     if kind == "bare":
