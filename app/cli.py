@@ -1,139 +1,121 @@
-"""The command line: ``slipway serve`` and its parts, and what an operator needs around them."""
+"""The command line: a client of the API, and the operator's side: ``slipway serve``, its parts and what they need.
 
-import asyncio
-import sys
+Only the operator's commands load the server's code, so that a client's begin at once.
+"""
+
 from enum import StrEnum
-from typing import Annotated, Any
+from types import ModuleType
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
 
-from app import __version__, db, logs, serving
-from app.embedded.errors import EmbeddedError
-from app.errors import Refusal
-from app.ground import SetupError, harden, settle
-from app.keys import DEFAULT_PROJECT, project_named
-from app.keys import create as create_key
-from app.leases import LeaseError
-from app.main import load_keyring, local_keys, open_context
-from app.platforms.base import PlatformError
-from app.requests import Scope
-from app.secrets import KeysError, make_keys
-from app.services import rewrap
-from app.serving import Started
-from app.settings import Settings
+from app import __version__
+from app.client.command import Caller, command
+from app.client.commands import builds, deploy, follow, keys, login, services, webhooks
+from app.client.failed import usage
+from app.client.options import NoWait
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+HELP = "Build agents in ephemeral builders, run them as services that sleep when nobody calls."
+CLIENT, OPERATOR = "Client of the API", "Operator"
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help=HELP, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
 
 
-def say(text: str) -> None:
-    """Print a line for a person, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+def _operate() -> ModuleType:
+    """Load the server's side."""
+    from app import operate  # noqa: PLC0415 - it takes longer than all that a client does
+
+    return operate
 
 
-def read_settings(**given: Any) -> Settings:
-    """Return the settings, with those ``given`` on the command line; exits with 2 and the name of the wrong variable.
-
-    From then on the process is closed to others of its account.
-    """
-    harden()
-    try:
-        settings = Settings(**given)
-    except ValidationError as e:
-        for error in e.errors(include_input=False, include_url=False):
-            name = "__".join(str(p) for p in error["loc"]).upper() or "SETTINGS"
-            sys.stderr.write(f"slipway: SLIPWAY_{name.removeprefix('SLIPWAY_')}: {error['msg']}\n")
-        raise SystemExit(2) from None
-    logs.configure(settings.log_level, settings.log_format)
-    return settings
+command(app, panel=CLIENT)(deploy.deploy)
+command(app, panel=CLIENT)(deploy.build)
+command(app, panel=CLIENT)(follow.logs)
+command(app, panel=CLIENT)(follow.events)
+command(app, panel=CLIENT)(services.rollback)
+app.add_typer(builds.group, name="builds", rich_help_panel=CLIENT)
+app.add_typer(services.group, name="services", rich_help_panel=CLIENT)
+command(app, panel=CLIENT)(login.platforms)
+command(app, panel=CLIENT)(login.login)
+command(app, panel=CLIENT)(login.logout)
+app.add_typer(keys.group, name="keys", rich_help_panel=CLIENT)
+app.add_typer(keys.projects, name="projects", rich_help_panel=CLIENT)
+app.add_typer(webhooks.group, name="webhooks", rich_help_panel=CLIENT)
 
 
-def run(main: "asyncio.Future[None] | object") -> None:
-    """Run a process to its end; what the operator can mend is said in one sentence, without a traceback."""
-    settle()
-    try:
-        with asyncio.Runner(loop_factory=_loop) as runner:
-            runner.run(main)  # type: ignore[arg-type]
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except (Refusal, SetupError, KeysError, EmbeddedError, LeaseError, PlatformError, ValueError) as e:
-        sys.stderr.write(f"slipway: {e}\n")
-        raise SystemExit(1) from None
+@command(keys.group, "create")
+def keys_create(
+    caller: Caller,
+    name: Annotated[str, typer.Argument(help="What it is for.")] = "unnamed",
+    *,
+    project: keys.Project = None,
+    scope: Annotated[list[str] | None, typer.Option(help="What it may do; all if not given.")] = None,
+    expires: Annotated[str | None, typer.Option(help="Until when it is good: a time in ISO 8601.")] = None,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="In the database itself: for the first key, or when none is left.")
+    ] = False,
+) -> None:
+    """Make a key and print it: it is shown this once."""
+    if not direct:
+        keys.create(caller, name, project=project, scopes=scope, expires=expires)
+    elif expires or caller.screen.as_json:
+        raise usage("--direct makes a key that is good until it is revoked, and prints it alone")
+    else:
+        _operate().create_key(name, project, scope or [])
 
 
-def _loop() -> asyncio.AbstractEventLoop:
-    import uvloop  # noqa: PLC0415 - only processes that serve need it
+@command(app, panel=CLIENT)
+def migrate(
+    caller: Caller,
+    name: Annotated[str | None, typer.Argument(help="The service to move.")] = None,
+    *,
+    to: Annotated[str | None, typer.Option(metavar="PLATFORM", help="Where it shall run.")] = None,
+    keep: Annotated[int | None, typer.Option(help="Seconds that the old platform keeps it; else an hour.")] = None,
+    region: Annotated[list[str] | None, typer.Option(help="Of the new platform.")] = None,
+    no_wait: NoWait = False,
+) -> None:
+    """Move a service to another platform. Without a name: bring the schema of DATABASE_URL up to date."""
+    if name is not None and to is not None:
+        services.move(caller, name, to, keep, region, wait=not no_wait)
+    elif name is not None or to or keep or region:
+        raise usage("to move a service takes its name and --to PLATFORM")
+    else:
+        _operate().migrate()
 
-    return uvloop.new_event_loop()
 
-
-def _announce(started: Started) -> None:
-    settings = started.settings
-    say(f"slipway {__version__} is up")
-    say(f"  API      {settings.api_url}  (docs at {settings.api_url}/docs)")
-    say(f"  services {settings.service_url('<service>')}")
-    say(f"  home     {settings.home}")
-    if started.api_key:
-        say(f"  API key  {started.api_key}  (shown once; only its hash is kept)")
-    for stand_in in started.stand_ins:
-        say(f"  {stand_in.name:<8} {stand_in.url}  (imitated: what is on it runs here, without a sandbox)")
-
-
-@app.command()
+@app.command(rich_help_panel=OPERATOR)
 def serve(
     *,
     imitate: Annotated[str | None, typer.Option("--imitate", help="Platforms to run a stand-in of: fly,koyeb")] = None,
 ) -> None:
     """Run API, gateway and worker in one process, with everything embedded that isn't set."""
-    settings = read_settings(**({"imitate": imitate} if imitate is not None else {}))
-    run(serving.serve(settings, _announce))
+    _operate().serve(imitate)
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATOR)
 def api() -> None:
     """Run the API alone; needs DATABASE_URL."""
-
-    def announce(started: Started) -> None:
-        say(f"slipway api is up at {started.settings.api_url}")
-        if started.api_key:
-            say(f"  API key  {started.api_key}  (shown once; only its hash is kept)")
-
-    run(serving.api(read_settings(), announce))
+    _operate().api()
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATOR)
 def worker(
     *,
     local: Annotated[bool, typer.Option("--local", help="Own this host's local platform.")] = False,
 ) -> None:
     """Run the worker alone; needs DATABASE_URL."""
-    run(serving.worker(read_settings(), lambda _: say("slipway worker is up"), hold_local=local))
+    _operate().worker(local=local)
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATOR)
 def gateway() -> None:
     """Run the gateway alone; needs DATABASE_URL."""
-    run(serving.gateway(read_settings(), lambda s: say(f"slipway gateway is up on port {s.settings.gateway_port}")))
+    _operate().gateway()
 
 
-@app.command()
-def migrate() -> None:
-    """Bring the database's schema up to date."""
-
-    async def main() -> None:
-        async with serving.database(read_settings()) as (url, _):
-            try:
-                await db.migrate(url)
-            except (OperationalError, InterfaceError, OSError) as e:
-                raise SetupError(f"the database can't be reached: {getattr(e, 'orig', None) or e}") from e
-        say("the schema is current")
-
-    run(main())
-
-
-@app.command()
+@app.command(rich_help_panel=OPERATOR)
 def secret_keys(
     *,
     in_use: Annotated[
@@ -141,65 +123,13 @@ def secret_keys(
     ] = False,
 ) -> None:
     """Print a fresh value for SLIPWAY_SECRET_KEYS."""
-    if not in_use:
-        say(make_keys())
-        return
-
-    async def main() -> None:
-        settings = read_settings()
-        async with serving.database(settings) as (url, _), open_context(settings, url, hold_local=False) as context:
-            found = await rewrap.in_use(context)
-        for key_id in dict.fromkeys([*context.keyring.keys, *found]):
-            needs = ", ".join(f"{count} {what}" for what, count in found.get(key_id, {}).items())
-            first = "the first" if key_id == context.keyring.active else "may be taken away"
-            say(f"{key_id}  {needs or first}{'' if key_id in context.keyring.keys else '  MISSING: bring it back'}")
-
-    run(main())
+    _operate().secret_keys(in_use=in_use)
 
 
-keys = typer.Typer(
-    no_args_is_help=True, help="API keys, made in the database itself: for the first one, or when none is left."
-)
-app.add_typer(keys, name="keys")
-
-
-@keys.command("create")
-def keys_create(
-    name: Annotated[str, typer.Argument(help="What it is for.")] = "unnamed",
-    *,
-    project: Annotated[str, typer.Option(help="Whose key it is.")] = DEFAULT_PROJECT,
-    scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; all if not given.")] = None,
-) -> None:
-    """Make an API key and print it; only its hash is kept."""
-
-    async def main() -> None:
-        settings = read_settings()
-        async with serving.database(settings) as (url, _):
-            await db.migrate(url)
-            engine = db.create_engine(url, pool_size=1)
-            try:
-                async with db.create_sessions(engine).begin() as session:
-                    owner = await project_named(session, project)
-                    _, key = await create_key(session, owner, name, scopes=scope or [Scope.ADMIN])
-            finally:
-                await engine.dispose()
-        say(key)
-
-    run(main())
-
-
-@app.command()
+@app.command(rich_help_panel=OPERATOR)
 def seed() -> None:
     """Compile Go's standard library once, so that the first build need not."""
-    from app.platforms import local  # noqa: PLC0415 - only this command needs it alone
-
-    async def main() -> None:
-        settings = read_settings()
-        async with local.create(settings, *local_keys(load_keyring(settings))) as platform:
-            await platform.seed(say)
-        say("the seed is ready")
-
-    run(main())
+    _operate().seed()
 
 
 class DemoPlatform(StrEnum):
@@ -212,7 +142,7 @@ class DemoPlatform(StrEnum):
     RAILWAY = "railway"
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATOR)
 def demo(
     *,
     platform: Annotated[
@@ -226,7 +156,7 @@ def demo(
     raise SystemExit(show.demo(platform, keep=keep))
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATOR)
 def check(
     platform: Annotated[str, typer.Argument(help="The platform's name, such as local or fly.")],
     *,
@@ -237,13 +167,14 @@ def check(
     """Prove a platform: credentials, registry, callback, a build, a service, its sleep and wake; then clean up."""
     from app import checkup  # noqa: PLC0415 - only this command needs it
 
-    raise SystemExit(checkup.check(platform, read_settings(), quick=quick, record=record, as_json=as_json))
+    settings = _operate().read_settings()
+    raise SystemExit(checkup.check(platform, settings, quick=quick, record=record, as_json=as_json))
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATOR)
 def version() -> None:
     """Print the version."""
-    say(__version__)
+    typer.echo(__version__)
 
 
 def main() -> None:

@@ -122,6 +122,16 @@ class ArtifactOut(Answer):
     created_at: datetime
 
 
+class Failure(Answer):
+    """Why it failed, whose move it is, and what to do."""
+
+    reason: Reason
+    owner: Owner
+    retryable: bool
+    message: str
+    advice: str
+
+
 class ReleaseOut(Answer):
     """One release of a service. Secrets are named, never shown."""
 
@@ -140,6 +150,7 @@ class ReleaseOut(Answer):
     warnings: list[str]
     reason: Reason | None
     message: str | None
+    failure: Failure | None = None
     created_at: datetime
     deploying_at: datetime | None
     live_at: datetime | None
@@ -177,16 +188,6 @@ class ServiceOut(Answer):
     status_at: datetime
     created_at: datetime
     updated_at: datetime
-
-
-class Failure(Answer):
-    """Why it failed, whose move it is, and what to do."""
-
-    reason: Reason
-    owner: Owner
-    retryable: bool
-    message: str
-    advice: str
 
 
 class BuildOut(Answer):

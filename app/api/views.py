@@ -138,6 +138,7 @@ def release_out(release: Release, digest: str | None = None) -> ReleaseOut:
     """Return a release; of its secrets only the names."""
     fields = {c: getattr(release, c) for c in ReleaseOut.model_fields if hasattr(release, c)}
     fields["effective"] = SizeOut(**release.effective) if release.effective else None
+    fields["failure"] = failure(release.reason, release.message)
     return ReleaseOut(**fields, digest=digest, secrets=sorted(release.secret_versions or {}))
 
 

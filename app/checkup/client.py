@@ -38,7 +38,10 @@ class Client:
             what = f"{method} {self.url}{path}: {str(e) or type(e).__name__}"
             raise operator(what, "See to it that Slipway runs at this address, then check again.") from e
         if answer.status_code == 401:
-            raise operator("the running Slipway refused SLIPWAY_API_KEY", "Set one that `slipway keys create` printed.")
+            raise operator(
+                "the running Slipway refused SLIPWAY_API_KEY",
+                "Set one that `slipway keys create NAME --direct` printed.",
+            )
         if answer.status_code == 422:
             raise operator(f"the build was refused: {_detail(answer)}", "Set what it names for the running Slipway.")
         if not answer.is_success and not (absent and answer.status_code in {404, 409}):

@@ -6,7 +6,7 @@ import re
 import pytest
 from fastapi.routing import APIRoute
 
-from app import capabilities, faults, metrics
+from app import capabilities, faults, manual, metrics
 from app.api import runs
 from app.api.schemas import BuildDetail, Diagnostic, Failure, Problem
 from app.api.webhook_schemas import WebhookMessage
@@ -46,6 +46,12 @@ def test_statuses_moves_and_owners_are_the_code_s(heading: str) -> None:
         str(s): ({str(m) for m in TRANSITIONS[kind][s]}, list(OWNERS[kind].get(s, ()))) for s in TRANSITIONS[kind]
     }
     assert found == expected
+
+
+def test_commands_and_exit_codes_are_the_code_s() -> None:
+    text = pages.read("docs/cli.md")
+    assert text == manual.page(text), "make it anew: python -m app.manual docs/cli.md"
+    assert "| `slipway services wake NAME` |" in text
 
 
 def test_every_kind_of_status_has_its_table() -> None:

@@ -1,0 +1,114 @@
+"""``slipway keys`` and ``slipway projects``: who may call, and on whose behalf."""
+
+from typing import Annotated
+
+import typer
+
+from app.client.command import Caller, Listing, command
+from app.client.commands.follow import moment
+from app.client.failed import Json
+from app.client.options import given
+from app.client.screen import age, get
+
+group = typer.Typer(cls=Listing, help="API keys: list (the default), create, rotate, revoke.")
+projects = typer.Typer(
+    cls=Listing, help="Projects: list (the default), create, show, set. Making them is the operator's."
+)
+
+Id = Annotated[str, typer.Argument(metavar="KEY", help="Its id, key_….")]
+Project = Annotated[str | None, typer.Option(help="Of another project; for the operator.")]
+Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
+Most = Annotated[int | None, typer.Option(min=1, help="Builds at a time; else the installation's limit.")]
+KEYS = (
+    ("id", get("id")),
+    ("name", get("name")),
+    ("begins with", get("prefix")),
+    ("scopes", get("scopes")),
+    ("last used", age("last_used_at")),
+    ("good until", get("expires_at")),
+    ("revoked", age("revoked_at")),
+    ("made", age("created_at")),
+)
+PROJECTS = (
+    ("name", get("name")),
+    ("id", get("id")),
+    ("builds at a time", get("max_concurrent_builds")),
+    ("made", age("created_at")),
+)
+
+
+def create(caller: Caller, name: str, *, project: str | None, scopes: list[str] | None, expires: str | None) -> None:
+    """Make a key and print it: it is shown this once."""
+    body = given(name=name, project=project, scopes=scopes, expires_at=moment(expires).isoformat() if expires else None)
+    _made(caller, caller.api.call("POST", "/v1/keys", json=body))
+
+
+@command(group, "list")
+def list_keys(
+    caller: Caller,
+    *,
+    project: Project = None,
+    ended: Annotated[bool, typer.Option("--ended", help="With those that are good no more.")] = False,
+    limit: Limit = 50,
+) -> None:
+    """List keys, newest first; never their text."""
+    params = {"project": project, "ended": "true" if ended else None}
+    caller.screen.table(caller.api.pages("/v1/keys", limit, params), *KEYS)
+
+
+@command(group)
+def rotate(
+    caller: Caller,
+    key_id: Id,
+    *,
+    project: Project = None,
+    overlap: Annotated[int | None, typer.Option(help="Seconds that the old one stays good; else a day.")] = None,
+) -> None:
+    """Make a key's successor and print it; both are good until the overlap is over."""
+    body = given(overlap_seconds=overlap)
+    _made(caller, caller.api.call("POST", f"/v1/keys/{key_id}/rotate", json=body, params={"project": project}))
+
+
+@command(group)
+def revoke(caller: Caller, key_id: Id, *, project: Project = None) -> None:
+    """End a key."""
+    found = caller.api.call("DELETE", f"/v1/keys/{key_id}", params={"project": project})
+    if caller.screen.as_json:
+        caller.screen.document(found)
+    else:
+        caller.screen.text(f"{key_id} is revoked")
+
+
+def _made(caller: Caller, key: Json) -> None:
+    if caller.screen.as_json:
+        caller.screen.document(key)
+        return
+    caller.screen.note(f"{key['id']}, {', '.join(key['scopes'])}; this is shown once:")
+    caller.screen.text(key["key"])
+
+
+@command(projects, "list")
+def list_projects(caller: Caller, *, limit: Limit = 50) -> None:
+    """List projects by name; your own, unless you are the operator."""
+    caller.screen.table(caller.api.pages("/v1/projects", limit), *PROJECTS)
+
+
+@command(projects, "create")
+def create_project(caller: Caller, name: str, *, max_builds: Most = None) -> None:
+    """Make a project; it needs a key next."""
+    body = given(name=name, max_concurrent_builds=max_builds)
+    caller.screen.show(caller.api.call("POST", "/v1/projects", json=body), *PROJECTS)
+    caller.screen.note(f"Its first key: slipway keys create NAME --project {name}")
+
+
+@command(projects, "show")
+def show_project(caller: Caller, name: str) -> None:
+    """Show a project."""
+    caller.screen.show(caller.api.call("GET", f"/v1/projects/{name}"), *PROJECTS)
+
+
+@command(projects, "set")
+def set_project(caller: Caller, name: str, *, max_builds: Most = None) -> None:
+    """Set a project's limits; without the option it has the installation's."""
+    found = caller.api.call("PATCH", f"/v1/projects/{name}", json={"max_concurrent_builds": max_builds})
+    caller.screen.show(found, *PROJECTS)
