@@ -168,9 +168,11 @@ async def test_keys_projects_webhooks_and_platforms(here: World, shell: Shell) -
     await shell("keys", "revoke", fresh["id"])
     assert "revoked" in (await shell("keys", "--ended")).stdout
 
-    await shell("projects", "create", "acme", "--max-builds", "3")
+    await shell("projects", "create", "acme", "--max-builds", "3", "--max-services", "9")
     assert "3" in (await shell("projects", "show", "acme")).stdout
-    assert (await shell.json("projects", "set", "acme"))["max_concurrent_builds"] is None
+    limits = await shell.json("projects", "set", "acme", "--max-builds", "default", "--max-queued", "5")
+    assert [limits[f"max_{n}"] for n in ("concurrent_builds", "queued_builds", "services")] == [None, 5, 9]
+    assert "--max-queued" in (await shell("projects", "set", "acme", "--max-queued", "few", code=Code.USAGE)).stderr
     assert [p["name"] for p in (await shell.json("projects"))["items"]] == ["acme", "default"]
     assert (await shell("keys", "create", "first", "--project", "acme")).stdout.startswith("slp_")
 

@@ -6,7 +6,7 @@ import typer
 
 from app.client.command import Caller, Listing, command
 from app.client.commands.follow import moment
-from app.client.failed import Json
+from app.client.failed import Json, usage
 from app.client.options import given
 from app.client.screen import age, get
 
@@ -18,7 +18,10 @@ projects = typer.Typer(
 Id = Annotated[str, typer.Argument(metavar="KEY", help="Its id, key_….")]
 Project = Annotated[str | None, typer.Option(help="Of another project; for the operator.")]
 Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
-Most = Annotated[int | None, typer.Option(min=1, help="Builds at a time; else the installation's limit.")]
+MaxBuilds = Annotated[str | None, typer.Option(metavar="N", help="Builds at a time; `default`: the installation's.")]
+MaxQueued = Annotated[str | None, typer.Option(metavar="N", help="Builds that wait.")]
+MaxPerDay = Annotated[str | None, typer.Option(metavar="N", help="Builds in a day.")]
+MaxServices = Annotated[str | None, typer.Option(metavar="N", help="Services.")]
 KEYS = (
     ("id", get("id")),
     ("name", get("name")),
@@ -33,6 +36,9 @@ PROJECTS = (
     ("name", get("name")),
     ("id", get("id")),
     ("builds at a time", get("max_concurrent_builds")),
+    ("waiting", get("max_queued_builds")),
+    ("in a day", get("max_builds_per_day")),
+    ("services", get("max_services")),
     ("made", age("created_at")),
 )
 
@@ -94,9 +100,17 @@ def list_projects(caller: Caller, *, limit: Limit = 50) -> None:
 
 
 @command(projects, "create")
-def create_project(caller: Caller, name: str, *, max_builds: Most = None) -> None:
+def create_project(
+    caller: Caller,
+    name: str,
+    *,
+    max_builds: MaxBuilds = None,
+    max_queued: MaxQueued = None,
+    max_per_day: MaxPerDay = None,
+    max_services: MaxServices = None,
+) -> None:
     """Make a project; it needs a key next."""
-    body = given(name=name, max_concurrent_builds=max_builds)
+    body = {"name": name} | _limits(max_builds, max_queued, max_per_day, max_services)
     caller.screen.show(caller.api.call("POST", "/v1/projects", json=body), *PROJECTS)
     caller.screen.note(f"Its first key: slipway keys create NAME --project {name}")
 
@@ -108,7 +122,31 @@ def show_project(caller: Caller, name: str) -> None:
 
 
 @command(projects, "set")
-def set_project(caller: Caller, name: str, *, max_builds: Most = None) -> None:
-    """Set a project's limits; without the option it has the installation's."""
-    found = caller.api.call("PATCH", f"/v1/projects/{name}", json={"max_concurrent_builds": max_builds})
-    caller.screen.show(found, *PROJECTS)
+def set_project(
+    caller: Caller,
+    name: str,
+    *,
+    max_builds: MaxBuilds = None,
+    max_queued: MaxQueued = None,
+    max_per_day: MaxPerDay = None,
+    max_services: MaxServices = None,
+) -> None:
+    """Set a project's limits; those that are not given stay."""
+    body = _limits(max_builds, max_queued, max_per_day, max_services)
+    caller.screen.show(caller.api.call("PATCH", f"/v1/projects/{name}", json=body), *PROJECTS)
+
+
+def _limits(builds: str | None, queued: str | None, per_day: str | None, services: str | None) -> Json:
+    named = {
+        "max_concurrent_builds": ("--max-builds", builds),
+        "max_queued_builds": ("--max-queued", queued),
+        "max_builds_per_day": ("--max-per-day", per_day),
+        "max_services": ("--max-services", services),
+    }
+    found: Json = {}
+    for field, (option, text) in named.items():
+        if text is not None and text != "default" and not text.isdecimal():
+            raise usage(f"{option} takes a number or `default`, not {text!r}")
+        if text is not None:
+            found[field] = None if text == "default" else int(text)
+    return found
