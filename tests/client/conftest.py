@@ -1,11 +1,22 @@
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.client.support import Shell
 from tests.support.sse import served
 from tests.support.world import World, world
+
+
+@pytest.fixture(autouse=True)
+def _no_logs() -> Iterator[None]:
+    """The server is in the command's process here, and its log is none of what the command says."""
+    with Path(os.devnull).open("w") as nowhere:
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(nowhere))
+        yield
+        structlog.reset_defaults()
 
 
 @pytest.fixture
