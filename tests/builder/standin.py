@@ -134,6 +134,8 @@ class App:
         key = "registry" if path.startswith("/v2/") else path.rpartition("/")[2]
         plan = self.state.plan[f"{method} {key}"] or self.state.plan[key]
         misdeed = plan.popleft() if plan else None
+        # Before the answer: who has it may be gone, and looked for here, before this thread goes on.
+        self.state.asked.append(f"{method} {key}")
         try:
             # Some misdeeds come after the deed: the answer is what gets lost.
             if misdeed is None:
@@ -153,7 +155,6 @@ class App:
             scope["extensions"]["slipway.drop"]()
         finally:
             with self.state.changed:
-                self.state.asked.append(f"{method} {key}")
                 self.state.traces.add(Request(scope).headers.get("traceparent"))
                 self.state.changed.notify_all()
 

@@ -121,9 +121,13 @@ async def ground(place: Place, toolbox: Toolbox, *names: str) -> AsyncIterator[G
             await asyncio.to_thread(place.stop)
 
 
-async def test_every_platform_goes_the_whole_way(place: Place, toolbox: Toolbox) -> None:
-    names = ("local", *SUPPORT)
-    async with ground(place, toolbox, *SUPPORT) as on:
+@pytest.mark.parametrize(
+    "names",
+    [("local", "fly"), pytest.param(("koyeb", "northflank", "railway"), marks=pytest.mark.volume)],
+    ids=" ".join,
+)
+async def test_every_platform_goes_the_whole_way(place: Place, toolbox: Toolbox, names: tuple[str, ...]) -> None:
+    async with ground(place, toolbox, *(name for name in names if name in SUPPORT)) as on:
         reports = await asyncio.gather(*(on.check(name) for name in names))
         for name, report in zip(names, reports, strict=True):
             assert [s.name for s in report.steps if s.ok] == WAY, report
