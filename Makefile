@@ -52,7 +52,7 @@ LOCK := uv pip compile -q --generate-hashes --universal --no-emit-index-url --no
 lock:            ## lock the dependencies anew (needs uv)
 	$(LOCK) pyproject.toml -o requirements/runtime.txt
 	$(LOCK) pyproject.toml --extra local -o requirements/local.txt
-	$(LOCK) pyproject.toml --extra local --extra imitations --extra dev -o requirements/dev.txt
+	$(LOCK) pyproject.toml --extra local --extra imitations --extra otel --extra dev -o requirements/dev.txt
 	$(LOCK) builder/requirements.in -o requirements/builder.txt
 	$(LOCK) requirements/build.in -o requirements/build.txt
 

@@ -55,15 +55,21 @@ def about(*rows: Any) -> None:
 
     None among them is left out. Whoever begins a request or job takes it all off again at its end.
     """
-    bound: dict[str, Any] = {}
+    bound = ids(*rows)
     for row in rows:
-        if row is None:
-            continue
-        bound |= {name: value for name in _REFERENCES if (value := getattr(row, name, None))}
-        bound[f"{row.__tablename__}_id"] = row.id
         if traceparent := getattr(row, "traceparent", None):
             bound["trace_id"] = trace_id(traceparent)
     structlog.contextvars.bind_contextvars(**bound)
+
+
+def ids(*rows: Any) -> dict[str, str]:
+    """Return the ids of rows and of what they belong to, by name; what is no row has none."""
+    found: dict[str, str] = {}
+    for row in rows:
+        if hasattr(row, "__tablename__"):
+            found |= {name: value for name in _REFERENCES if (value := getattr(row, name, None))}
+            found[f"{row.__tablename__}_id"] = row.id
+    return found
 
 
 def about_id(row_id: str) -> None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import __version__, db, events, faults, keys, leases
+from app import __version__, db, events, faults, keys, leases, tracing
 from app.api import (
     batches,
     builds,
@@ -138,6 +138,7 @@ async def open_context(
     engine = db.create_engine(database_url, pool_size=pool_size or settings.database_pool)
     sessions = db.create_sessions(engine)
     async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(tracing.exporting(settings.otlp_endpoint))
         stack.push_async_callback(engine.dispose)
         pool = await stack.enter_async_context(db.open_pool(database_url, size=pool_size or settings.database_pool))
         async with sessions.begin() as session:

@@ -178,6 +178,8 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(None, ge=0, le=65535)
     """Where this process serves ``/metrics`` without a key; None: nowhere, and under the API's port with the operator's."""
     metrics_host: str = "127.0.0.1"
+    otlp_endpoint: str | None = Field(None, validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT"))
+    """Base URL of an OpenTelemetry collector; the rest of what the specification has variables for its library reads."""
     public_url: str | None = None
     """How builders on other machines reach the API (https; plain http on loopback only)."""
 

@@ -3,12 +3,13 @@
 What is bound here and further in (who calls, for what) is on every line that is logged while the request is worked on.
 """
 
+import contextlib
 import time
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import metrics, traces
+from app import metrics, traces, tracing
 
 log = structlog.get_logger()
 
@@ -26,6 +27,12 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        header = next((value for name, value in scope["headers"] if name == b"traceparent"), b"").decode("latin-1")
+        quiet = scope["path"] in QUIET
+        with contextlib.nullcontext(tracing.Span()) if quiet else tracing.request(header) as span:
+            await self._noted(scope, receive, send, span, traces.begin(span.traceparent or header))
+
+    async def _noted(self, scope: Scope, receive: Receive, send: Send, span: tracing.Span, traceparent: str) -> None:
         begun, status = time.perf_counter(), 500  # what a crash becomes, further out
 
         async def noted(message: Message) -> None:
@@ -35,14 +42,13 @@ class Access:
             await send(message)
 
         before = structlog.contextvars.get_contextvars()
-        header = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
-        traceparent = traces.begin(header.decode("latin-1"))
         structlog.contextvars.bind_contextvars(trace_id=traces.trace_id(traceparent))
         try:
             await self._app(scope, receive, noted)
         finally:
             seconds, route = time.perf_counter() - begun, _route(scope)
             metrics.request(scope["method"], route, status, seconds)
+            span.answered(scope["method"], route, status)
             if route not in QUIET:
                 log.info("request", method=scope["method"], route=route, status=status, ms=round(seconds * 1000, 1))
             structlog.contextvars.clear_contextvars()

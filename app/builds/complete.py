@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
-from app import faults, logs, metrics, sql, store
+from app import faults, logs, metrics, sql, store, tracing
 from app.builds import cache, reuse, slots
 from app.builds.caller import Caller
 from app.builds.ending import ANOTHER_TRY, end_run, go_on, lock_all, look, requeue
@@ -161,6 +161,7 @@ async def complete(context: Context, caller: Caller, message_id: str, completion
             answer = _accepted(build, build.status)
             await sql.update(session, Run, {"id": run.id}, completion_id=message_id, completion_answer=answer)
     metrics.builder_stages(completion.timings)
+    tracing.run(build, run, completion.timings)
     faults.at("report.committed")
     return answer
 

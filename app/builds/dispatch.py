@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import func, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import breaker, faults, logs, outbox, queue, sql, store
+from app import breaker, faults, logs, outbox, queue, sql, store, tracing
 from app.builds import reuse, slots, targets
 from app.builds.ending import end_run, lock, requeue
 from app.builds.launch import Launch, somewhere
@@ -64,8 +64,10 @@ async def dispatch(context: Context, build_id: str) -> None:
         return
     logs.about(build, launch.run)
     faults.at("dispatch.claimed")
-    async with claimed(context, launch.run):
-        await _launch(context, build, launch)
+    platform = launch.run.platform
+    with tracing.span("dispatch", build, launch.run, platform=platform):
+        async with claimed(context, launch.run):
+            await _launch(context, build, launch)
 
 
 async def _in_turn(context: Context, build_id: str) -> tuple[Build | None, Launch | None]:

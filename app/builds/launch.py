@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from app import breaker
+from app import breaker, tracing
 from app.builds import targets
 from app.context import Context
 from app.lifecycle import Reason
@@ -38,8 +38,9 @@ async def somewhere(
     deadline, last = asyncio.get_running_loop().time() + seconds, None
     for region in launch.regions:
         try:
-            async with asyncio.timeout_at(deadline):
-                launched = await builders.launch(_spec(context, builders, build, launch.run, region))
+            with tracing.span("launch", platform=platform.name, region=region or None):
+                async with asyncio.timeout_at(deadline):
+                    launched = await builders.launch(_spec(context, builders, build, launch.run, region))
         except NoCapacity as e:
             last = e
             launch.full.append(targets.note(build, platform.name, region, Reason.NO_CAPACITY, e.message))

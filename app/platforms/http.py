@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from app import __version__, metrics
+from app import __version__, metrics, tracing
 from app.platforms.base import RateLimited, Transient
 from app.platforms.budget import Budget, Kind, Unlimited
 from app.platforms.failures import Classify, Failure, NotSent, Text, by_status, retry_after, short
@@ -149,7 +149,11 @@ class JsonApi:
         while True:
             await self.budget.acquire(kind, operation=operation, key=key)
             try:
-                with metrics.platform_call(self.platform, operation):
+                about = {"platform": self.platform, "operation": operation, "http.request.method": method}
+                with (
+                    metrics.platform_call(self.platform, operation),
+                    tracing.span(f"{self.platform} {operation}", kind="client", **about),
+                ):
                     return await self._once(operation, method, path, params, json, headers, timeout, key)
             except Transient as e:
                 failures += 1

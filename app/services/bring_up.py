@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from app import faults
+from app import faults, tracing
 from app.context import Context
 from app.ids import remote_name
 from app.images.errors import RegistryError
@@ -79,8 +79,7 @@ def platform_errors(release: Release) -> Iterator[None]:
 async def bring_up(context: Context, claimed: Claimed, platform: Platform, services: Services) -> Address:
     """Deploy the release and wait until it answers its health check from outside."""
     spec = await _spec(context, claimed, platform, services)
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + claimed.seconds_left
+    deadline = asyncio.get_running_loop().time() + claimed.seconds_left
     seconds, troubled = max(claimed.seconds_left, 5) + CALL_SECONDS, claimed.troubled
     launched = await deploy.deploy(
         context, claimed.release, platform, services, spec, seconds=seconds, troubled=troubled
@@ -88,6 +87,14 @@ async def bring_up(context: Context, claimed: Claimed, platform: Platform, servi
     faults.at("promote.deployed")
     claimed.got = launched
     claimed.release.handle, claimed.release.region = launched.handle, launched.region
+    with tracing.span("health gate"):
+        return await _healthy(context, claimed, platform, services, spec, deadline)
+
+
+async def _healthy(
+    context: Context, claimed: Claimed, platform: Platform, services: Services, spec: ServiceSpec, deadline: float
+) -> Address:
+    """Ask until it answers, or until ``deadline`` of the loop's clock."""
     host = f"{claimed.service.host}.{context.settings.gateway_domain}"
     ref, pause, last = ref_of(context, claimed.release), 0.005, "it never listened"
     reason = Reason.NOT_LISTENING
@@ -103,7 +110,7 @@ async def bring_up(context: Context, claimed: Claimed, platform: Platform, servi
                 healthy, last = seen.healthy, seen.message or "its check does not pass"
             if healthy:
                 return seen.address
-        if loop.time() > deadline:
+        if asyncio.get_running_loop().time() > deadline:
             raise Gated(reason, _too_late(reason, spec, last, context.promote_seconds(claimed.release.platform)))
         # Look often at first: a Go program is up in milliseconds, and a platform says how often it may be asked.
         await asyncio.sleep(max(pause, platform.traits.poll_seconds))

@@ -26,6 +26,8 @@ class Claimed:
     got: Launched | None = None
     troubled: bool = True
     """Whether the breaker knows of failures there."""
+    build: Build | None = None
+    """What it came from, unless it came from a release before it."""
 
     @property
     def found(self) -> dict[str, Any]:
@@ -47,7 +49,7 @@ async def claim(context: Context, session: Session, release_id: str) -> Claimed 
     service, build, release, artifact = locked
     logs.about(service, build, release)
     if release.status == ReleaseStatus.DEPLOYING:  # a worker died over it: go on where it was
-        return Claimed(release, service, artifact, await seconds_left(session, release))
+        return Claimed(release, service, artifact, await seconds_left(session, release), build=build)
     if release.status != ReleaseStatus.PENDING or await follow(context, session, service, release):
         return None
     if service.deleted_at is not None:
@@ -83,7 +85,7 @@ async def claim(context: Context, session: Session, release_id: str) -> Claimed 
     if release.artifact_id != artifact.id:
         (row,) = await sql.fetch(session, "select * from artifact where id = $1", release.artifact_id)
         artifact = sql.load(Artifact, row)
-    return Claimed(release, service, artifact, seconds, troubled=bool(seen.troubled))
+    return Claimed(release, service, artifact, seconds, troubled=bool(seen.troubled), build=build)
 
 
 _RELEASE = f"""

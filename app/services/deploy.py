@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app import breaker, sql
+from app import breaker, sql, tracing
 from app.context import Context
 from app.models import Release
 from app.platforms.base import Launched, NoCapacity, Platform, RateLimited, Services, ServiceSpec, Transient
@@ -59,8 +59,9 @@ async def deploy(
     """Deploy it; what it raises is the platform's. ``troubled``: the breaker has something to forget when it goes well."""
     region = _region(context, release)
     try:
-        async with asyncio.timeout(seconds):
-            launched = await services.deploy(spec)
+        with tracing.span("deploy", platform=platform.name, region=region or None):
+            async with asyncio.timeout(seconds):
+                launched = await services.deploy(spec)
     except (NoCapacity, Transient, TimeoutError) as e:
         if platform.traits.remote and not isinstance(e, RateLimited):
             await breaker.failed(context.sessions, platform.name, region, breaker.DEPLOY, str(e) or "no answer in time")

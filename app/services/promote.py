@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.orm import aliased
 
-from app import faults, sql, store
+from app import faults, sql, store, tracing
 from app.context import Context
 from app.db import transaction
 from app.lifecycle import BuildStatus, Reason, ReleaseStatus, ServiceStatus
@@ -38,24 +38,33 @@ async def promote(context: Context, release_id: str) -> None:
     if claimed is None:
         return
     faults.at("promote.claimed")
+    with tracing.span("promote", claimed.build, claimed.release, platform=claimed.release.platform) as span:
+        await _promote(context, claimed, span)
+
+
+async def _promote(context: Context, claimed: Claimed, span: tracing.Span) -> None:
     release = claimed.release
     try:
         platform = context.platform(release.platform)
         if platform is None or platform.services is None:
             raise Gated(Reason.PLATFORM_MISCONFIGURED, f"{release.platform} is not offered any more")
         with platform_errors(release):
-            address = await bring_up(context, claimed, platform, platform.services)
+            with tracing.span("bring-up"):
+                address = await bring_up(context, claimed, platform, platform.services)
             faults.at("promote.gated")
-            async with asyncio.timeout(CALL_SECONDS):
-                await platform.services.activate(ref_of(context, release))
+            with tracing.span("activate"):
+                async with asyncio.timeout(CALL_SECONDS):
+                    await platform.services.activate(ref_of(context, release))
         faults.at("promote.activated")
     except Gated as e:
+        span.note(reason=e.reason)
         words = await last_words(context, claimed.release, e.reason) if e.again is None else []
         await _not_live(context, claimed, e, words)
         faults.at("promote.failed")
     else:
-        async with transaction(context.pool) as session:
-            await _switch(context, session, claimed, address)
+        with tracing.span("switch"):
+            async with transaction(context.pool) as session:
+                await _switch(context, session, claimed, address)
         faults.at("promote.recorded")
 
 

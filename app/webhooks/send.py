@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy import func, literal, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, metrics
+from app import faults, metrics, tracing
 from app.context import Context
 from app.models import Build, Event, SecretVersion, Webhook, WebhookDelivery
 from app.outbox import add_event, mark
@@ -133,7 +133,10 @@ async def send(context: Context, client: Client, parcel: Parcel, policy: Policy,
     signed = message.headers(parcel.message_id, parcel.body, parcel.secrets, datetime.now(UTC), parcel.traceparent)
     if parcel.attempt == 1:
         metrics.WEBHOOK_LAG.observe(max(0.0, (datetime.now(UTC) - parcel.at).total_seconds()))
-    outcome = await client.post(parcel.url, signed, parcel.body)
+    ids = {"webhook_id": parcel.webhook_id, "delivery_id": parcel.delivery_id, "attempt": parcel.attempt}
+    with tracing.span("webhook", parcel.traceparent, kind="client", **ids) as span:
+        outcome = await client.post(parcel.url, signed, parcel.body)
+        span.note(**{"http.response.status_code": outcome.status_code}, delivered=outcome.delivered)
     answered = "refused" if outcome.status_code is not None else "unreachable"
     metrics.WEBHOOK_ATTEMPTS.labels("delivered" if outcome.delivered else answered).inc()
     metrics.WEBHOOK_SECONDS.observe(outcome.ms / 1000)
