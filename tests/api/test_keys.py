@@ -73,9 +73,10 @@ async def test_what_another_project_has_is_not_there_on_any_route(here: World) -
     hook = (await here.http.post("/v1/webhooks", json={"url": "https://hooks.example.com/"})).json()
     sent = (await here.http.post(f"/v1/webhooks/{hook['id']}/test")).json()
     theirs = {"build_id": build.id, "name": service.name, "key_id": key["id"], "project": "default"}
-    theirs |= {"webhook_id": hook["id"], "delivery_id": sent["id"]}
+    batch = (await here.http.post("/v1/batches", json={"builds": [here.order()]})).json()
+    theirs |= {"webhook_id": hook["id"], "delivery_id": sent["id"], "batch_id": batch["id"]}
     missing = {"build_id": "bld_none", "name": "none", "key_id": "key_none", "project": "none"}
-    missing |= {"webhook_id": "whk_none", "delivery_id": "dlv_none"}
+    missing |= {"webhook_id": "whk_none", "delivery_id": "dlv_none", "batch_id": "bat_none"}
     bodies: dict[str, object] = {
         "/v1/services/{name}/releases": {"artifact_id": build.artifact_id},
         "/v1/services/{name}/migrate": {"platform": "elsewhere"},
