@@ -44,11 +44,13 @@ class Stage:
 
 
 def watch(caller: Caller, build_id: str, *, cancel: bool = False, folder: str = "") -> None:
-    """Follow a build to its end and report it. Exits with the code of how it ended; after Ctrl-C it goes on without us.
+    """Tell a build's id, follow it to its end and report it. Exits with the code of how it ended; after Ctrl-C it goes on
+    without us.
 
     ``cancel``: Ctrl-C cancels it. ``folder`` is put before the names of files, so that they can be opened from here.
     """
     try:
+        caller.screen.note(build_id, "dim")  # in here: Ctrl-C may come as soon as it is read
         _follow(caller.api, caller.screen, build_id)
         build = caller.api.call("GET", f"/v1/builds/{build_id}")
     except KeyboardInterrupt:

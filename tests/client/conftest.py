@@ -1,3 +1,4 @@
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ import structlog
 from tests.client.support import Shell
 from tests.support.sse import served
 from tests.support.world import World, world
+
+LEAVE_SECONDS = 10.0
 
 
 @pytest.fixture(autouse=True)
@@ -30,4 +33,9 @@ async def here(database_url: str, tmp_path: Path) -> AsyncIterator[World]:
 async def shell(here: World, tmp_path: Path) -> AsyncIterator[Shell]:
     """Commands that reach it by a real socket."""
     async with served(here.app, here.key) as api:
-        yield Shell(api.url, here.key, tmp_path / "config")
+        it = Shell(api.url, here.key, tmp_path / "config")
+        try:
+            yield it
+        finally:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await it.leave(here)

@@ -15,6 +15,8 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from app.cli import app
+from app.models import Build
+from tests.support.world import World
 
 COMMAND = (sys.executable, "-P", "-m", "app.cli")
 OURS = ("SLIPWAY_", "DATABASE_URL", "XDG_CONFIG_HOME", "NO_COLOR", "FORCE_COLOR")
@@ -34,6 +36,7 @@ class Shell:
     key: str
     home: Path
     set: dict[str, str] = field(default_factory=dict)
+    under_way: "list[asyncio.Future[Result]]" = field(default_factory=list)
 
     def run(self, *words: str | Path, stdin: str | None = None) -> Result:
         env: dict[str, str | None] = {k: None for k in os.environ if k.startswith(OURS)}
@@ -42,13 +45,24 @@ class Shell:
 
     async def __call__(self, *words: str | Path, code: int = 0, stdin: str | None = None) -> Result:
         """Run it and return what it said; AssertionError on another exit code."""
-        result = await asyncio.to_thread(self.run, *words, stdin=stdin)
+        running = asyncio.ensure_future(asyncio.to_thread(self.run, *words, stdin=stdin))
+        self.under_way.append(running)
+        running.add_done_callback(self.under_way.remove)
+        result = await running
         assert result.exit_code == code, f"{words}: {result.exit_code}\n{result.output}\n{result.exception!r}"
         return result
 
     async def json(self, *words: str | Path, code: int = 0) -> Any:
         """Run it with ``--json`` and return the document."""
         return json.loads((await self(*words, "--json", code=code)).stdout)
+
+    async def leave(self, here: World) -> None:
+        """End the builds that commands still follow, as they do in a test that failed: nothing else ends their threads."""
+        while left := tuple(self.under_way):
+            for build in await here.rows(Build):
+                await here.http.post(f"/v1/builds/{build.id}/cancel")  # refused where it has ended
+            await here.jobs(strict=False)
+            await asyncio.wait(left, timeout=0.02)
 
 
 @dataclass

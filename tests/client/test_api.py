@@ -1,9 +1,12 @@
 """Calls that are tried again, streams that go on, and when both give up; the clock is the test's."""
 
+import asyncio
+import contextlib
 import io
 import json
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -11,7 +14,11 @@ from app.client import config
 from app.client.api import Api
 from app.client.config import Target
 from app.client.failed import Code, Failed, usage
-from tests.client.support import Said, Scripted, scripted
+from app.main import create_app
+from tests.client.support import COMMAND, Said, Scripted, environment, scripted
+from tests.support.processes import spawned
+from tests.support.sse import served
+from tests.support.world import World
 
 BUSY = Said(503, b"{}", {"Retry-After": "7"})
 
@@ -111,6 +118,22 @@ def test_a_stream_that_breaks_off_goes_on_right_behind_what_was_seen() -> None:
     assert found[-1].event == "end"
     assert it.header("Last-Event-ID") == [None, "2", "2", "2", "4"]
     assert clock.pauses[1] == 7
+
+
+async def test_who_follows_a_server_that_starts_again_misses_nothing(here: World, tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        async with served(here.app, here.key) as api:
+            env = environment(api.url, here.key, tmp_path)
+            child = stack.enter_context(spawned(*COMMAND, "events", "-f", "--json", "--after", "0-0", env=env))
+            await here.submit()
+            shown = [await asyncio.to_thread(child.line, "{")]
+        build = await here.submit()
+        await stack.enter_async_context(served(create_app(here.context), here.key, urlsplit(api.url).port or 0))
+        while json.loads(shown[-1])["build_id"] != build.id:
+            shown.append(await asyncio.to_thread(child.line, "{"))
+    ids = [json.loads(line)["id"] for line in shown]
+    everything = (await here.http.get("/v1/events", params={"limit": 200})).json()["items"]
+    assert ids == [event["id"] for event in everything][: len(ids)]
 
 
 def test_a_stream_ends_for_good_with_its_key_and_with_patience() -> None:

@@ -3,18 +3,20 @@
 import asyncio
 import json
 from collections.abc import Awaitable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from app.client.failed import Code
 from app.models import Build, Release
 from app.platforms.base import Rejected
+from app.platforms.catalog import Entry
 from tests.client.support import Shell
 from tests.client.test_pack import plant
 from tests.support.builder import Builder
-from tests.support.platform import NAME
+from tests.support.platform import NAME, TRAITS, Yard
 from tests.support.waiting import eventually
 from tests.support.world import FILES, World
 
@@ -46,18 +48,8 @@ async def test_from_a_folder_to_a_service_and_back(here: World, shell: Shell, tm
     folder = plant(tmp_path / "echo", FILES | {".gitignore": "x.log\n", "x.log": "x"})
     secrets = plant(tmp_path / "secrets", {"s.env": "# mine\nONE='1 and more'\nexport TWO=2=3\n\n"}) / "s.env"
     shell.set["THREE"] = "three"
-    words: list[str | Path] = [
-        "--platform",
-        NAME,
-        "--env",
-        "A=b=c",
-        "--secret-file",
-        secrets,
-        "--secret",
-        "THREE",
-        "--label",
-        "team=x",
-    ]
+    words = ["--platform", NAME, "--env", "A=b=c", "--label", "team=x"]
+    words += ["--secret-file", str(secrets), "--secret", "THREE"]
     words += ["--idle", "60", "--min", "0", "--memory", "128", "--port", "9000", "--health-path", "/up"]
     deploy = asyncio.create_task(shell("deploy", folder, *words))
     builder = await builder_of(here, 1)
@@ -152,6 +144,31 @@ async def test_a_release_that_fails_tells_whose_move_it_is(here: World, shell: S
     failed = await beside(here, shell("rollback", "echo", code=Code.CALLER))
     assert "platform_rejected" in failed.stderr
     assert (await here.rows(Release))[-1].status == "failed"
+
+
+async def test_a_service_moves_to_another_platform(here: World, shell: Shell) -> None:
+    await here.deployed("echo")
+    traits = replace(TRAITS, scale_to_zero="automatic", min_idle_seconds=60, max_idle_seconds=600)
+    barn = Yard(traits=traits, url="https://echo.barn.example")
+    cast("dict[str, Entry]", here.context.catalog.entries)["barn"] = barn.entry("barn")
+    here.context.catalog.held["barn"] = barn.platform("barn")
+    try:
+        old = (await here.service("echo")).url
+        moved = await beside(here, shell("migrate", "echo", "--to", "barn", "--keep", "500"))
+        assert moved.stdout == f"{barn.url}\n"
+        assert f"the address will change; for 500 s {old} stays\n" in moved.stderr
+        assert "release 2 of echo is live on barn\n" in moved.stderr
+        assert len(barn.units) == 1
+        assert "already_there" in (await shell("migrate", "echo", "--to", "barn", code=Code.REFUSED)).stderr
+    finally:
+        await barn.close()
+
+
+async def test_what_a_failed_test_leaves_under_way_is_ended(here: World, shell: Shell, tmp_path: Path) -> None:
+    deploy = asyncio.create_task(shell("deploy", plant(tmp_path / "echo", FILES), "--platform", NAME, code=Code.CALLER))
+    await (await builder_of(here, 1)).claim()
+    await shell.leave(here)
+    assert "canceled" in (await deploy).stderr
 
 
 async def test_keys_projects_webhooks_and_platforms(here: World, shell: Shell) -> None:

@@ -97,10 +97,10 @@ def ids(blocks: Iterable[Block]) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def served(app: FastAPI, key: str) -> AsyncIterator[Served]:
-    """Serve an app as a process of ours does, for the length of the block."""
+async def served(app: FastAPI, key: str, port: int = 0) -> AsyncIterator[Served]:
+    """Serve an app as a process of ours does, for the length of the block; by default on a port that is free."""
     up = asyncio.Event()
-    with bind("127.0.0.1", 0, "PORT") as listener:
+    with bind("127.0.0.1", port, "PORT") as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         task = asyncio.create_task(api_part(app, listener, Up(1, up.set)))
         limits = httpx.Limits(max_connections=None)

@@ -84,7 +84,6 @@ def retry(
 ) -> None:
     """Send an ended build again: same source, same secrets, a new build."""
     sent = caller.api.call("POST", f"/v1/builds/{build}/retry")
-    caller.screen.note(sent["id"], "dim")
     if no_wait:
         raise SystemExit(report(caller.screen, sent))
     watch(caller, sent["id"], cancel=cancel_on_interrupt)

@@ -127,7 +127,6 @@ def _send(caller: Caller, folder: Path, body: Json, *, large: bool, wait: bool, 
         screen.note(f"sending {len(files):,} files, {size / 1024:,.1f} KiB packed", "dim")
         source = api.call("POST", "/v1/sources", file=archive)
     sent = api.call("POST", "/v1/builds", json=body | {"source": {"kind": "upload", "digest": source["digest"]}})
-    screen.note(sent["id"], "dim")
     if not wait:
         raise SystemExit(report(screen, sent))
     watch(caller, sent["id"], cancel=cancel, folder=str(folder))
