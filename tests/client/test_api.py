@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import json
+import signal
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,10 +16,13 @@ from app.client.api import Api
 from app.client.config import Target
 from app.client.failed import Code, Failed, usage
 from app.main import create_app
-from tests.client.support import COMMAND, Said, Scripted, environment, scripted
+from app.models import Build
+from tests.client.support import COMMAND, Said, Scripted, Shell, environment, scripted
+from tests.client.test_pack import plant
+from tests.support.platform import NAME
 from tests.support.processes import spawned
 from tests.support.sse import served
-from tests.support.world import World
+from tests.support.world import FILES, World
 
 BUSY = Said(503, b"{}", {"Retry-After": "7"})
 
@@ -134,6 +138,21 @@ async def test_who_follows_a_server_that_starts_again_misses_nothing(here: World
     ids = [json.loads(line)["id"] for line in shown]
     everything = (await here.http.get("/v1/events", params={"limit": 200})).json()["items"]
     assert ids == [event["id"] for event in everything][: len(ids)]
+
+
+@pytest.mark.parametrize("words", [(), ("--cancel-on-interrupt",)])
+async def test_after_ctrl_c_the_build_goes_on_unless_it_was_said_otherwise(
+    here: World, shell: Shell, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    folder, env = plant(tmp_path / "echo", FILES), environment(shell.url, here.key, tmp_path)
+    with spawned(*COMMAND, "deploy", folder, "--platform", NAME, *words, env=env) as child:
+        build = await asyncio.to_thread(child.line, "bld_")
+        child.signal(signal.SIGINT)
+        assert await asyncio.to_thread(child.wait) == Code.INTERRUPTED
+    said = "".join(child.output)
+    assert "Traceback" not in said
+    assert (f"slipway logs -f {build}" in said) is not bool(words)
+    assert (await here.one(Build)).status == ("canceled" if words else "queued")
 
 
 def test_a_stream_ends_for_good_with_its_key_and_with_patience() -> None:

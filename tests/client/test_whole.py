@@ -1,9 +1,8 @@
-"""The command as a process against a whole ``slipway serve``: a real compiler, a terminal, Ctrl-C."""
+"""The command as a process against a whole ``slipway serve``: a real compiler, a terminal."""
 
 import os
 import pty
 import re
-import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,11 +14,9 @@ from app.client.failed import Code
 from tests.client.support import COMMAND, environment
 from tests.client.test_pack import plant
 from tests.e2e.place import KEY, Place, place
-from tests.e2e.programs import program, tiny
+from tests.e2e.programs import tiny
 from tests.support.agents import Toolbox
-from tests.support.processes import REPOSITORY, python, spawned
-
-BROKEN = program("package main\n\nfunc main() {\n\tx := y\n}\n")
+from tests.support.processes import REPOSITORY, python
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +65,7 @@ def on_a_terminal(here: Place, *words: str | Path) -> tuple[int, str]:
     return code, said.decode(errors="replace")
 
 
-def test_a_folder_becomes_a_service_and_goes_back(here: Place, tmp_path: Path) -> None:
+def test_a_folder_becomes_a_service(here: Place, tmp_path: Path) -> None:
     folder = plant(tmp_path / "one", tiny())
     code, screen = on_a_terminal(here, "deploy", folder, "--name", "tiny", "--env", "WORD=one")
     assert code == Code.OK, screen
@@ -82,36 +79,6 @@ def test_a_folder_becomes_a_service_and_goes_back(here: Place, tmp_path: Path) -
     assert second.stdout == f"http://{here.host('tiny')}\n"
     assert "\x1b" not in second.stderr
     assert here.ask("tiny")["word"] == "two"
-
-    back = slipway(here, "rollback", "tiny")
-    assert back.returncode == Code.OK, back.stderr
-    assert here.ask("tiny")["word"] == "one"
-
-
-def test_the_compiler_s_messages_can_be_opened_from_here(here: Place, tmp_path: Path) -> None:
-    folder = plant(tmp_path / "broken", BROKEN)
-    done = slipway(here, "build", folder)
-    assert done.returncode == Code.CALLER
-    line = next(n for n, text in enumerate(BROKEN["main.go"].splitlines(), 1) if "y" in text)
-    assert f"{folder}/main.go:{line}:7: undefined: y\n" in done.stderr
-
-
-@pytest.mark.parametrize("words", [(), ("--cancel-on-interrupt",)])
-def test_after_ctrl_c_the_build_goes_on_unless_it_was_said_otherwise(
-    here: Place, tmp_path: Path, words: tuple[str, ...]
-) -> None:
-    folder = plant(tmp_path / "echo", tiny("canceled") if words else BROKEN)
-    with spawned(*COMMAND, "build", folder, "--no-cache", *words, env=env(here)) as child:
-        build = child.line("bld_")
-        child.signal(signal.SIGINT)
-        assert child.wait() == Code.INTERRUPTED
-    said = "".join(child.output)
-    assert "Traceback" not in said
-    if words:
-        here.ended(build, "canceled")
-    else:
-        assert f"slipway logs -f {build}" in said
-        here.ended(build, "failed")
 
 
 def test_a_client_loads_nothing_of_the_server() -> None:
