@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.stamp
 CORES  := $(shell nproc 2>/dev/null || echo 2)
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help setup demo serve test test-full coverage check format bench lock clean
+.PHONY: help setup demo serve test test-full coverage check format openapi bench lock clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -44,6 +44,9 @@ check: setup     ## lint, format, types, import contracts
 
 format: setup    ## rewrite the code in our style
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format .
+
+openapi: setup   ## write docs/openapi.json anew from the code
+	@$(BIN)/python -m tests.openapi.committed
 
 bench: setup     ## benchmarks, as ratios against a baseline of the same run
 	@$(BIN)/python -m benchmarks $(BENCH)

@@ -5,7 +5,7 @@ base32hex keeps the order of the bytes, so ids sort by the time they were made.
 
 import base64
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import uuid_utils
 
@@ -24,9 +24,12 @@ def made_at(row_id: str) -> datetime:
     return datetime.fromtimestamp(int.from_bytes(raw[:6], "big") / 1000, UTC)
 
 
-def first_id(prefix: str, at: datetime) -> str:
-    """Return what no id made at this time or later sorts before (RFC 9562, section 5.7: milliseconds come first)."""
-    millis = min(max(int(at.timestamp() * 1000), 0), 2**48 - 1)
+def first_id(prefix: str, at: datetime, *, skew: timedelta = timedelta()) -> str:
+    """Return what no id made at this time or later sorts before (RFC 9562, section 5.7: milliseconds come first).
+
+    ``skew`` is added to the time, which the calendar need not reach: it has the years 1 to 9999 only.
+    """
+    millis = min(max(int((at.timestamp() + skew.total_seconds()) * 1000), 0), 2**48 - 1)
     return f"{prefix}_{base64.b32hexencode(millis.to_bytes(6) + bytes(10)).decode().rstrip('=').lower()}"
 
 

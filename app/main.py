@@ -16,6 +16,7 @@ from app.api import (
     batches,
     builds,
     cors,
+    description,
     health,
     once,
     platforms,
@@ -83,8 +84,8 @@ for _router in ROUTERS:
     API.include_router(_router)
 
 
-def create_app(context: Context) -> FastAPI:
-    """Make the API over a context that somebody else opens and closes."""
+def described() -> FastAPI:
+    """Make an app that knows its routes and their description, and nothing to serve them with."""
     app = FastAPI(
         title="Slipway",
         version=__version__,
@@ -93,6 +94,13 @@ def create_app(context: Context) -> FastAPI:
         routes=[*API.routes],
         webhooks=webhooks.sent,
     )
+    description.install(app)
+    return app
+
+
+def create_app(context: Context) -> FastAPI:
+    """Make the API over a context that somebody else opens and closes."""
+    app = described()
     app.state.context = context
     app.state.hub = Hub(context)
     app.state.metrics = Page(context)

@@ -1,6 +1,7 @@
 """What callers may ask for: the bodies of requests, with every bound that makes bad input a 422 naming the field."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -9,15 +10,20 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SecretStr,
+    Strict,
+    StrictBool,
     StringConstraints,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
 )
+from pydantic_core import CoreSchema
 
 ENV_MAX = 128
 ENV_BYTES = 64 * 1024
@@ -35,7 +41,9 @@ def _storable(value: str) -> str:
     return value
 
 
-Str = Annotated[str, AfterValidator(_storable)]
+STORABLE = AfterValidator(_storable)
+"""Comes after a pattern, which the description would lose behind it."""
+Str = Annotated[str, STORABLE]
 PlatformName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 ServiceName = Annotated[
     str,
@@ -43,6 +51,37 @@ ServiceName = Annotated[
     Field(description="1 to 40 of `a-z`, `0-9` and single hyphens; begins with a letter.", examples=["echo"]),
 ]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+
+
+Int = Annotated[int, Strict()]
+"""Left alone, pydantic takes true for 1 and "2" for 2."""
+Float = Annotated[float, Strict()]
+
+
+def _rfc3339(value: object) -> object:
+    # Left alone, pydantic takes a number for seconds or milliseconds, whichever is likelier.
+    if isinstance(value, str) and _TIME.fullmatch(value):
+        return value
+    raise ValueError("must be a time such as 2026-01-02T03:04:05Z")
+
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
+"""RFC 3339, "Internet Date/Time Format": with an offset, so that it means one moment."""
+
+
+@dataclass(frozen=True)
+class Variables:
+    """Describes variables by ``propertyNames``: generators of clients make nothing of ``patternProperties``."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """See pydantic, "JSON Schema", "Customizing JSON Schema generation"."""
+        schema = handler(core)
+        ((pattern, values),) = schema.pop("patternProperties").items()
+        names = {"pattern": pattern, "not": {"pattern": f"^({RESERVED_ENV.pattern})$"}}
+        return schema | {"additionalProperties": values, "propertyNames": names, "maxProperties": ENV_MAX}
+
+
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
@@ -72,11 +111,11 @@ class GitSource(Body):
     """Source fetched by the builder from a git server, over https."""
 
     kind: Literal["git"]
-    url: Annotated[Str, StringConstraints(max_length=2048, pattern=r"^https://[^\s]+$")]
-    ref: Annotated[Str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][^\s~^:?*\[\\]*$")] = (
-        "HEAD"
-    )
-    subdir: Annotated[Str, StringConstraints(max_length=512)] | None = None
+    url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https://[^\s]+$"), STORABLE]
+    ref: Annotated[
+        str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][^\s~^:?*\[\\]*$"), STORABLE
+    ] = "HEAD"
+    subdir: Annotated[str, StringConstraints(max_length=512), STORABLE] | None = None
 
 
 SourceSpec = Annotated[FilesSource | UploadSource | GitSource, Field(discriminator="kind")]
@@ -86,9 +125,11 @@ class BuildBlock(Body):
     """What to make of the source."""
 
     kind: Literal["go"] = "go"
-    package: Annotated[Str, StringConstraints(max_length=512, pattern=r"^[^-\s][^\s]*$")] = "."
+    package: Annotated[str, StringConstraints(max_length=512, pattern=r"^[^-\s][^\s]*$"), STORABLE] = "."
     goarch: Literal["amd64", "arm64"] = "amd64"
-    cache: bool = Field(True, description="false: build it, although the project may have the same image already.")
+    cache: StrictBool = Field(
+        True, description="false: build it, although the project may have the same image already."
+    )
 
 
 class BuilderBlock(Body):
@@ -100,9 +141,9 @@ class BuilderBlock(Body):
         max_length=8,
         description="Platforms to build on, in order, where the first has no room; null: the operator's.",
     )
-    cpus: float = Field(2, gt=0, le=64, allow_inf_nan=False)
-    memory_mb: int = Field(2048, ge=256, le=262144)
-    timeout_seconds: int = Field(900, ge=10, le=7200)
+    cpus: Float = Field(2, gt=0, le=64, allow_inf_nan=False)
+    memory_mb: Int = Field(2048, ge=256, le=262144)
+    timeout_seconds: Int = Field(900, ge=10, le=7200)
     regions: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{2,32}$")], ...] = Field((), max_length=8)
 
 
@@ -110,7 +151,7 @@ class Scale(Body):
     """`min` 1 keeps the service up, for agents that work on their own; 0 lets it sleep after `idle_seconds`."""
 
     min: Literal[0, 1] = 0
-    idle_seconds: int = Field(300, ge=1, le=86400)
+    idle_seconds: Int = Field(300, ge=1, le=86400)
 
 
 def _check_env(env: dict[str, Any], what: str) -> None:
@@ -127,14 +168,14 @@ def _check_env(env: dict[str, Any], what: str) -> None:
 class ServiceConfig(Body):
     """How a release runs; everything but its name, its image and its secrets."""
 
-    port: int = Field(8080, ge=1, le=65535)
-    health_path: Annotated[Str, StringConstraints(pattern=r"^/[^\s#]*$", max_length=512)] = "/healthz"
-    env: dict[EnvName, Str] = Field(default_factory=dict)
+    port: Int = Field(8080, ge=1, le=65535)
+    health_path: Annotated[str, StringConstraints(pattern=r"^/[^\s#]*$", max_length=512), STORABLE] = "/healthz"
+    env: Annotated[dict[EnvName, Str], Variables()] = Field(default_factory=dict)
     scale: Scale = Scale()
-    cpus: float = Field(1, gt=0, le=64, allow_inf_nan=False)
-    memory_mb: int = Field(256, ge=16, le=262144)
+    cpus: Float = Field(1, gt=0, le=64, allow_inf_nan=False)
+    memory_mb: Int = Field(256, ge=16, le=262144)
     regions: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{2,32}$")], ...] = Field((), max_length=8)
-    stable_name: bool = Field(
+    stable_name: StrictBool = Field(
         False,
         description="Serve it through the gateway, under a name that stays the same on every platform. "
         "Where nothing else wakes a service it is always so.",
@@ -150,7 +191,7 @@ class ServiceBlock(ServiceConfig):
     """The service a build is promoted to. Leaving `secrets` out keeps those of the live release."""
 
     name: ServiceName
-    secrets: dict[EnvName, SecretStr] | None = Field(None, description="Write-only.")
+    secrets: Annotated[dict[EnvName, SecretStr], Variables()] | None = Field(None, description="Write-only.")
 
     @model_validator(mode="after")
     def _secrets(self) -> "ServiceBlock":
@@ -171,13 +212,8 @@ def check_secrets(secrets: dict[str, SecretStr] | None, env: dict[str, str]) -> 
             raise ValueError(f"secrets: {name} is in env too")
 
 
-def _check_labels(labels: dict[str, str]) -> dict[str, str]:
-    if len(labels) > 32:
-        raise ValueError("at most 32 labels")
-    for key, value in labels.items():
-        if not 1 <= len(key) <= 63 or len(value) > 255:
-            raise ValueError(f"label {key[:63]!r}: names have 1 to 63 characters, values at most 255")
-    return labels
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=63), STORABLE]
+LabelValue = Annotated[str, StringConstraints(max_length=255), STORABLE]
 
 
 class BuildRequest(Body):
@@ -188,8 +224,21 @@ class BuildRequest(Body):
     platform: PlatformName = Field("local", description="Where the service runs.")
     builder: BuilderBlock = BuilderBlock()
     service: ServiceBlock | None = None
-    labels: Annotated[dict[Str, Str], AfterValidator(_check_labels)] = Field(default_factory=dict)
-    strict: bool = Field(True, description="false: what can't be honoured becomes a warning instead of a 422.")
+    labels: dict[LabelName, LabelValue] = Field(default_factory=dict, max_length=32)
+    strict: StrictBool = Field(True, description="false: what can't be honoured becomes a warning instead of a 422.")
+
+
+def _without_null(*names: str) -> Callable[[dict[str, Any]], None]:
+    """Describe fields that may be left out and may not be null, which is their default in the code only."""
+
+    def change(schema: dict[str, Any]) -> None:
+        for name in names:
+            field = schema["properties"][name]
+            kinds = [kind for kind in field.pop("anyOf") if kind != {"type": "null"}]
+            field.pop("default")
+            field.update(kinds[0])
+
+    return change
 
 
 @dataclass(frozen=True)
@@ -211,7 +260,7 @@ class BatchRequest(Body):
     """Many builds at once. Each has its own outcome, unless `atomic`: then one that can't be accepted refuses them all."""
 
     builds: list[Annotated[BuildRequest, WrapValidator(_one_by_one)]] = Field(min_length=1, max_length=500)
-    atomic: bool = Field(False, description="All or none.")
+    atomic: StrictBool = Field(False, description="All or none.")
 
 
 class ServicePatch(Body):
@@ -220,15 +269,19 @@ class ServicePatch(Body):
     In `env` and `secrets` a value sets, `null` removes, and names not given stay as they are.
     """
 
-    port: int | None = Field(None, ge=1, le=65535)
-    health_path: Annotated[Str, StringConstraints(pattern=r"^/[^\s#]*$", max_length=512)] | None = None
-    env: dict[EnvName, Str | None] | None = None
-    secrets: dict[EnvName, SecretStr | None] | None = Field(None, description="Write-only.")
+    model_config = ConfigDict(
+        json_schema_extra=_without_null("port", "health_path", "scale", "cpus", "memory_mb", "stable_name")
+    )
+
+    port: Annotated[Int, Field(ge=1, le=65535)] | None = None
+    health_path: Annotated[str, StringConstraints(pattern=r"^/[^\s#]*$", max_length=512), STORABLE] | None = None
+    env: Annotated[dict[EnvName, Str | None], Variables()] | None = None
+    secrets: Annotated[dict[EnvName, SecretStr | None], Variables()] | None = Field(None, description="Write-only.")
     scale: Scale | None = None
-    cpus: float | None = Field(None, gt=0, le=64, allow_inf_nan=False)
-    memory_mb: int | None = Field(None, ge=16, le=262144)
-    stable_name: bool | None = None
-    strict: bool = True
+    cpus: Annotated[Float, Field(gt=0, le=64, allow_inf_nan=False)] | None = None
+    memory_mb: Annotated[Int, Field(ge=16, le=262144)] | None = None
+    stable_name: StrictBool | None = None
+    strict: StrictBool = True
 
     @model_validator(mode="after")
     def _bounds(self) -> "ServicePatch":
@@ -241,7 +294,7 @@ class ReleaseRequest(Body):
     """Promote an artifact again."""
 
     artifact_id: Annotated[str, StringConstraints(pattern=r"^art_[0-9a-v]{26}$")]
-    strict: bool = True
+    strict: StrictBool = True
 
 
 class RollbackRequest(Body):
@@ -267,29 +320,40 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+SCOPES = {
+    Scope.BUILDS_READ: "look at builds, their events and logs",
+    Scope.BUILDS_WRITE: "send, cancel and retry builds, and all of `builds:read`",
+    Scope.SERVICES_READ: "look at services, their releases and logs",
+    Scope.SERVICES_WRITE: "change, wake, roll back and delete services, and all of `services:read`",
+    Scope.ADMIN: "everything in its project, its keys too",
+}
+
+
 class KeyRequest(Body):
     """A new API key. Without `scopes` it may do everything in its project."""
 
     name: Str = Field(min_length=1, max_length=100, description="What it is for.", examples=["ci"])
     scopes: list[Scope] = Field([Scope.ADMIN], min_length=1, max_length=len(Scope))
-    expires_at: AwareDatetime | None = Field(None, description="Null: it is good until it is revoked.")
+    expires_at: Time | None = Field(None, description="Null: it is good until it is revoked.")
     project: ProjectName | None = Field(None, description="Another project than the caller's; for the operator.")
 
 
 class KeyRotation(Body):
     """How long the old key stays good beside the new one."""
 
-    overlap_seconds: int = Field(86_400, ge=0, le=30 * 86_400)
+    overlap_seconds: Int = Field(86_400, ge=0, le=30 * 86_400)
 
 
 class ProjectPatch(Body):
     """What to change of a project; what is not given stays. Null means the installation's default."""
 
-    max_concurrent_builds: int | None = Field(None, ge=1, le=100_000)
-    max_queued_builds: int | None = Field(None, ge=0, le=1_000_000)
-    max_builds_per_day: int | None = Field(None, ge=0, le=10_000_000)
-    max_services: int | None = Field(None, ge=0, le=1_000_000)
-    max_source_bytes: int | None = Field(None, ge=1, le=2**40, description="The installation's own limit holds anyway.")
+    max_concurrent_builds: Annotated[Int, Field(ge=1, le=100_000)] | None = None
+    max_queued_builds: Annotated[Int, Field(ge=0, le=1_000_000)] | None = None
+    max_builds_per_day: Annotated[Int, Field(ge=0, le=10_000_000)] | None = None
+    max_services: Annotated[Int, Field(ge=0, le=1_000_000)] | None = None
+    max_source_bytes: Annotated[Int, Field(ge=1, le=2**40)] | None = Field(
+        None, description="The installation's own limit holds anyway."
+    )
 
 
 class ProjectRequest(ProjectPatch):
@@ -305,8 +369,9 @@ EventPattern = Annotated[
 ]
 EventPatterns = Annotated[tuple[EventPattern, ...], Field(min_length=1, max_length=50)]
 WebhookUrl = Annotated[
-    Str,
-    StringConstraints(max_length=2048),
+    str,
+    StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00-\x20\x7f@#\\]+$"),
+    STORABLE,
     Field(
         description="https, at a public address; what is sent there is a POST. Redirects are not followed.",
         examples=["https://hooks.example.com/slipway"],
@@ -318,7 +383,7 @@ class WebhookRequest(Body):
     """An endpoint that shall be told of events."""
 
     url: WebhookUrl
-    description: Annotated[Str, StringConstraints(max_length=255)] = ""
+    description: Annotated[str, StringConstraints(max_length=255), STORABLE] = ""
     events: EventPatterns = Field(("*",), description="Which kinds of events; all by default.")
 
 
@@ -329,7 +394,7 @@ class WebhookPatch(Body):
     """
 
     url: WebhookUrl | None = None
-    description: Annotated[Str, StringConstraints(max_length=255)] | None = None
+    description: Annotated[str, StringConstraints(max_length=255), STORABLE] | None = None
     events: EventPatterns | None = None
     status: Literal["enabled", "disabled"] | None = None
 
@@ -337,17 +402,17 @@ class WebhookPatch(Body):
 class RotateRequest(Body):
     """A new signing secret. For `overlap_seconds` the one before it signs too, so that receivers can be changed in between."""
 
-    overlap_seconds: int = Field(86_400, ge=0, le=604_800)
+    overlap_seconds: Int = Field(86_400, ge=0, le=604_800)
 
 
 class MigrateRequest(Body):
     """Move a service to another platform."""
 
     platform: PlatformName
-    keep_seconds: int = Field(
+    keep_seconds: Int = Field(
         3600, ge=0, le=30 * 86400, description="How long the old platform keeps it, for callers of its old address."
     )
     regions: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{2,32}$")], ...] = Field(
         (), max_length=8, description="Of the new platform; those of the old one mean nothing there."
     )
-    strict: bool = Field(True, description="false: what can't be honoured becomes a warning instead of a 422.")
+    strict: StrictBool = Field(True, description="false: what can't be honoured becomes a warning instead of a 422.")

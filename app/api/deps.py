@@ -18,11 +18,20 @@ from app.db import transaction
 from app.errors import Refusal, forbidden, too_large, unauthorized
 from app.keys import Doorman, Holder
 from app.models import Project
-from app.requests import Scope
+from app.requests import SCOPES, Scope
 from app.sql import Transaction
 
-bearer = HTTPBearer(auto_error=False, description="An API key, or a run token on the builder's side.")
-Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+api_key = HTTPBearer(
+    auto_error=False,
+    scheme_name="ApiKey",
+    description="`Authorization: Bearer slp_…`. What a key may do: "
+    + "; ".join(f"`{scope}`: {words}" for scope, words in SCOPES.items())
+    + ".",
+)
+run_token = HTTPBearer(
+    auto_error=False, scheme_name="RunToken", description="`Authorization: Bearer slr.…`: what a builder was given."
+)
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(api_key)]
 
 
 async def get_context(request: Request) -> Context:
@@ -86,7 +95,7 @@ async def get_caller(
 
 async def identify(request: Request) -> None:
     """Refusal (401, 403) unless the request has a good key, or on the builder's side its run's token."""
-    credentials = await bearer(request)
+    credentials = await api_key(request)
     run_id = request.path_params.get("run_id")
     if run_id is not None:
         authenticate(request.app.state.context, run_id, await get_token(credentials))
@@ -124,7 +133,7 @@ Admin = Annotated[Holder, Security(get_caller, scopes=[Scope.ADMIN])]
 Operator = Annotated[Holder, Security(get_operator, scopes=[Scope.ADMIN])]
 
 
-async def get_token(credentials: Credentials) -> str:
+async def get_token(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(run_token)]) -> str:
     """Return the bearer token as it was sent."""
     if credentials is None:
         raise unauthorized("Send the run's token as `Authorization: Bearer slr.…`.")

@@ -20,13 +20,13 @@ CANT_SERVE: tuple[type[Exception], ...] = (*DATABASE_AWAY, SQLAlchemyError, OSEr
 
 
 @router.get("/healthz", responses=responses())
-async def healthz() -> Ready:
+async def get_health() -> Ready:
     """The process lives."""
     return Ready(status="ok", version=__version__)
 
 
 @router.get("/readyz", responses=responses())
-async def readyz(context: Ctx) -> Ready:
+async def get_readiness(context: Ctx) -> Ready:
     """The process can serve: its database answers and has the newest schema."""
     try:
         async with asyncio.timeout(CHECK_SECONDS), context.sessions() as session:

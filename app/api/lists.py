@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import Depends, Query, Request, Response
-from pydantic import AwareDatetime
 from sqlalchemy import ColumnElement, Select, func, select, true
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
@@ -13,12 +12,13 @@ from app.api.deps import decode_cursor
 from app.ids import first_id
 from app.lifecycle import BuildStatus
 from app.models import Build, BuildLabel, Project, Service
+from app.requests import Time
 
 SKEW = timedelta(minutes=10)
 """Ids hold the time of the process that made them, rows that of the database: at most so far apart."""
 
-Since = Annotated[AwareDatetime | None, Query(description="Made at this time or later.")]
-Until = Annotated[AwareDatetime | None, Query(description="Made before this time.")]
+Since = Annotated[Time | None, Query(description="Made at this time or later.")]
+Until = Annotated[Time | None, Query(description="Made before this time.")]
 
 
 def made(
@@ -31,9 +31,9 @@ def made(
     """Return the condition that rows were made within a time; bounds for all of ``ids`` keep a walk along them short."""
     found = []
     if since is not None:
-        found += [at >= since, *(i >= first_id(prefix, since - SKEW) for i in ids)]
+        found += [at >= since, *(i >= first_id(prefix, since, skew=-SKEW) for i in ids)]
     if until is not None:
-        found += [at < until, *(i < first_id(prefix, until + SKEW) for i in ids)]
+        found += [at < until, *(i < first_id(prefix, until, skew=SKEW) for i in ids)]
     return found
 
 

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from app.api.deps import identify
 from app.api.schemas import Problem
@@ -75,9 +76,11 @@ def install(app: FastAPI) -> None:
         detail = str(error.detail)
         if error.status_code == 404:
             detail = f"There is no route {request.method} {request.url.path[:256]}."
-        elif error.status_code == 405:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
             detail = f"{request.method} is not allowed on {request.url.path[:256]}."
-        return respond(request, Refusal(error.status_code, reason, detail, headers=dict(error.headers or {})))
+            headers["Allow"] = ", ".join(_allowed(request))
+        return respond(request, Refusal(error.status_code, reason, detail, headers=headers))
 
     @app.exception_handler(Exception)
     async def crashed(request: Request, error: Exception) -> JSONResponse:
@@ -86,7 +89,12 @@ def install(app: FastAPI) -> None:
         return respond(request, Refusal(500, "internal_error", detail))
 
     _database_away(app)
-    _describe(app)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods of an address; Starlette names those of the first of its routes only (RFC 9110, section 10.2.1)."""
+    routes = [r for r in request.app.routes if isinstance(r, Route) and r.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in routes for method in route.methods or ()})
 
 
 def _database_away(app: FastAPI) -> None:
@@ -100,23 +108,6 @@ def _database_away(app: FastAPI) -> None:
 
     for kind in (*DATABASE_AWAY, DBAPIError):
         app.exception_handler(kind)(away)
-
-
-def _describe(app: FastAPI) -> None:
-    """Put problems under their own media type in the description: FastAPI puts every model under the route's."""
-    plain = app.openapi
-
-    def described() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            for operations in plain()["paths"].values():
-                for operation in operations.values():
-                    for answer in operation["responses"].values():
-                        content = answer.get("content", {})
-                        if MEDIA_TYPE in content:
-                            content[MEDIA_TYPE] = content.pop("application/json")
-        return plain()
-
-    app.openapi = described  # type: ignore[method-assign]
 
 
 def from_validation(errors: Any) -> Refusal:
@@ -168,6 +159,6 @@ def limited(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Declare problems on a route: 401 and 422 come with every route, the others are named."""
-    all_of = sorted({401, 422, 500, 503, *statuses})
+    """Declare problems of a route's own; ``description`` adds what comes with every route of its kind."""
+    all_of = sorted({422, *statuses})
     return {s: {"model": Problem, "description": HTTPStatus(s).phrase, "content": {MEDIA_TYPE: {}}} for s in all_of}

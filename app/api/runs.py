@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import structlog
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from app import sql
 from app.api.deps import Ctx, Db, Token, read_body
@@ -38,6 +38,8 @@ class Heartbeat(FromBuilder):
 class Line(BaseModel):
     """One log line: Unix seconds, stream, text."""
 
+    model_config = ConfigDict(strict=True)
+
     t: float = Field(ge=0, le=1e11, allow_inf_nan=False)
     s: Literal["stdout", "stderr", "builder"]
     m: str
@@ -46,8 +48,14 @@ class Line(BaseModel):
 class Lines(FromBuilder):
     """A batch of lines; `seq` is the number of the first."""
 
+    model_config = ConfigDict(strict=True)
+
     seq: int = Field(ge=0, le=2**53)
     lines: list[Line] = Field(max_length=5000)
+
+
+class Orders(RootModel[dict[str, Any]]):
+    """What the builder shall do; `docs/builder-protocol.md` has each field."""
 
 
 class HeartbeatAnswer(Answer):
@@ -100,10 +108,10 @@ OpenedApart = Annotated[Run, Depends(get_run_apart)]
 
 
 @router.post("/claim")
-async def claim_run(caller: Known, body: FromBuilder, context: Ctx) -> dict[str, Any]:
+async def claim_run(caller: Known, body: FromBuilder, context: Ctx) -> Orders:
     """Take the run; the first instance wins and gets its orders."""
     async with transaction(context.pool) as session:
-        return await report.claim(context, session, caller, body.instance)
+        return Orders(await report.claim(context, session, caller, body.instance))
 
 
 @router.get("/source", response_class=StreamingResponse)
@@ -113,7 +121,7 @@ async def get_run_source(run: Opened, context: Ctx, session: Db) -> StreamingRes
 
 
 @router.post("/heartbeat")
-async def beat(run: Opened, body: Heartbeat, session: Db) -> HeartbeatAnswer:
+async def heartbeat_run(run: Opened, body: Heartbeat, session: Db) -> HeartbeatAnswer:
     """Say that the builder lives."""
     return HeartbeatAnswer(**await report.heartbeat(session, run, body.instance, body.stage))
 
@@ -128,7 +136,7 @@ async def add_run_logs(run: Opened, request: Request, context: Ctx, session: Db)
 
 
 @router.post("/push-grant")
-async def grant_push(run: OpenedApart, body: FromBuilder, context: Ctx) -> PushGrantAnswer:
+async def grant_run_push(run: OpenedApart, body: FromBuilder, context: Ctx) -> PushGrantAnswer:
     """Hand out the right to push the image."""
     grant = await report.push_grant(context, run, body.instance)
     return PushGrantAnswer(

@@ -70,7 +70,7 @@ async def update_service(
     return release_out(await rollback.change(context, session, service, body))
 
 
-@router.delete("/{name}", status_code=202, responses=responses(404))
+@router.delete("/{name}", status_code=202, response_class=Response, responses=responses(404))
 async def delete_service(name: str, context: Ctx, project: ServicesWrite, session: Db) -> Response:
     """Remove a service from every state; what is under way for it ends."""
     await delete.request(context, session, await find(session, project, name, lock=True))

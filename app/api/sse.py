@@ -8,10 +8,10 @@ one it saw as ``Last-Event-ID`` when it connects again. A stream that has said a
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any
+from typing import Any
 
 import structlog
-from fastapi import Header, Request
+from fastapi import Request
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
@@ -28,9 +28,6 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Nothing on the way may keep the stream or gather it up; the second is how nginx is told."""
 
 Blocks = AsyncGenerator[bytes, None]
-LastEventId = Annotated[
-    str | None, Header(max_length=512, description="The last `id` that was seen; wins over `after`.")
-]
 
 
 class EventStream(StreamingResponse):

@@ -1,38 +1,50 @@
 """What happens, as it happens: events of a project and of a build, and a build's log. By `Accept` a stream or a page."""
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
-from pydantic import AwareDatetime, StringConstraints
+from pydantic import StringConstraints
 from sqlalchemy import select
 
 from app import events
 from app.api import build_logs, feeds, sse
-from app.api.deps import AllRead, BuildsRead, Ctx, Cursor, KeyHolder, Limit
+from app.api.deps import AllRead, BuildsRead, Ctx, KeyHolder, Limit
 from app.api.feeds import Feed
 from app.api.hub import Streams
 from app.api.lists import NextPage
 from app.api.problems import responses
 from app.api.schemas import BuildEnd, EventOut, EventPage, LogLineOut, LogPage
-from app.api.sse import EventStream, LastEventId, invalid_position
+from app.api.sse import EventStream, invalid_position
 from app.builds import submit
 from app.db import alone
 from app.errors import not_found
 from app.models import Service
+from app.requests import Time
 
 router = APIRouter(prefix="/v1")
 P = TypeVar("P")
 
 Kind = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,24}\.([a-z_]{1,24}|\*)$")]
-After = Annotated[
-    str | None,
-    Query(max_length=512, description="Go on after this: an `id`, or the `after` of a page; `now` skips what was."),
-]
-AfterLine = Annotated[
-    str | None, Query(max_length=512, description="Go on after this: an `id`, or the `after` of a page.")
-]
+POSITION, LINE_POSITION = r"[0-9]{1,18}-[0-9]{1,18}", r"[0-9]{1,9}\.[0-9]{1,18}(,[0-9]{1,9}\.[0-9]{1,18}){0,31}"
+"""As described to callers; ``events`` and ``build_logs`` read them."""
+
+
+def _place(words: str, pattern: str, part: Callable[..., Any] = Query) -> Any:
+    return part(max_length=512, description=words, json_schema_extra={"pattern": f"^({pattern})$"})
+
+
+_AFTER = "Go on after this: an `id`, or the `after` of a page"
+_LAST = "The last `id` that was seen; wins over `after`."
+_CURSOR = "`next_cursor` of the page before."
+After = Annotated[str | None, _place(f"{_AFTER}; `now` skips what was.", f"now|{POSITION}")]
+AfterEvent = Annotated[str | None, _place(f"{_AFTER}.", POSITION)]
+AfterLine = Annotated[str | None, _place(f"{_AFTER}.", LINE_POSITION)]
+LastEventId = Annotated[str | None, _place(_LAST, f"|{POSITION}", Header)]
+LastLineId = Annotated[str | None, _place(_LAST, f"|{LINE_POSITION}", Header)]
+EventCursor = Annotated[str | None, _place(_CURSOR, POSITION)]
+LineCursor = Annotated[str | None, _place(_CURSOR, LINE_POSITION)]
 
 EVENT = """: slipway
 id: 0-0
@@ -80,7 +92,7 @@ async def list_events(
     request: Request,
     next_page: NextPage,
     limit: Limit = 100,
-    cursor: Cursor = None,
+    cursor: EventCursor = None,
     after: After = None,
     last_event_id: LastEventId = None,
     kind: Annotated[
@@ -100,10 +112,10 @@ async def list_events(
         if build is not None:
             await submit.find(session, project, build)
         feed = Feed(project.id, build, ids, tuple(kind or ()))
-        if last_event_id is None and after == "now":
+        if not last_event_id and after == "now":
             start = await events.horizon(session)
         else:
-            start = _start(last_event_id or after or cursor, events.START, events.parse)
+            start = _start((last_event_id or None, after, cursor), events.START, events.parse)
         if not sse.wanted(request):
             page = await feeds.page(session, feed, start, limit)
             next_page(page.next_cursor)
@@ -127,12 +139,12 @@ async def list_build_events(
     request: Request,
     next_page: NextPage,
     limit: Limit = 100,
-    cursor: Cursor = None,
-    after: AfterLine = None,
+    cursor: EventCursor = None,
+    after: AfterEvent = None,
     last_event_id: LastEventId = None,
 ) -> EventPage | Response:
     """List what happened to a build, oldest first; with `Accept: text/event-stream` follow it until it has ended."""
-    start = _start(last_event_id or after or cursor, events.START, events.parse)
+    start = _start((last_event_id or None, after, cursor), events.START, events.parse)
     async with alone(context.sessions) as session:
         build = await submit.find(session, project, build_id)
         feed = Feed(project.id, build.id, ends=True)
@@ -160,15 +172,15 @@ async def list_build_logs(
     response: Response,
     next_page: NextPage,
     limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
-    cursor: Cursor = None,
+    cursor: LineCursor = None,
     after: AfterLine = None,
-    since: Annotated[AwareDatetime | None, Query(description="Only lines from this time on.")] = None,
-    last_event_id: LastEventId = None,
+    since: Annotated[Time | None, Query(description="Only lines from this time on.")] = None,
+    last_event_id: LastLineId = None,
 ) -> LogPage | Response:
     """List the build's log lines, oldest first; plain text with `Accept: text/plain`, and with `text/event-stream` they
     follow until the build has ended.
     """
-    start = _start(last_event_id or after or cursor, build_logs.Seen(), build_logs.parse)
+    start = _start((last_event_id or None, after, cursor), build_logs.Seen(), build_logs.parse)
     async with context.sessions() as session:
         build = await submit.find(session, project, build_id)
         if not sse.wanted(request):
@@ -181,7 +193,8 @@ async def list_build_logs(
     return EventStream(build_logs.stream(hub, build.id, start, since, caller.key_id), hub.write_seconds)
 
 
-def _start(text: str | None, first: P, parse: Callable[[str], P]) -> P:
+def _start(given: tuple[str | None, ...], first: P, parse: Callable[[str], P]) -> P:
+    text = next((t for t in given if t is not None), None)
     if text is None:
         return first
     try:

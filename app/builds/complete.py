@@ -48,7 +48,7 @@ BUILDER_REASONS = frozenset(
 class Lenient(BaseModel):
     """From a builder: fields that we don't know yet are ignored, so that a newer builder can talk to us."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 def _without_nul(value: object) -> object:

@@ -77,7 +77,9 @@ async def test_another_project_s_things_are_not_there(here: World) -> None:
 
 async def test_unknown_routes_and_methods(here: World) -> None:
     problem(await here.http.get("/v1/nothing"), 404, "route_not_found")
-    problem(await here.http.put("/v1/builds"), 405, "method_not_allowed")
+    answer = await here.http.put("/v1/builds")
+    problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, POST"
     problem(await here.http.delete("/healthz"), 405, "method_not_allowed")
 
 
@@ -89,11 +91,22 @@ async def test_a_nul_in_an_address_is_nobody_s_name(here: World, path: str) -> N
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=201", "limit=x", "status=done", "service=" + "a" * 41, "&".join(["label=a"] * 9)]
-)
+    "query",
+    [
+        "limit=0", "limit=201", "limit=x", "status=done", "service=" + "a" * 41, "&".join(["label=a"] * 9),
+        "since=0", "until=1767322800", "since=2026-01-02", "until=2026-01-02T03:04:05",
+    ],
+)  # fmt: skip
 async def test_queries_have_bounds(here: World, query: str) -> None:
     body = problem(await here.http.get(f"/v1/builds?{query}"), 422, "invalid_request")
     assert body["errors"][0]["field"].partition(".")[0] == query.partition("=")[0]
+
+
+async def test_any_time_of_the_calendar_is_one(here: World) -> None:
+    for day in ("0001-01-01", "9999-12-31"):
+        for name in ("since", "until"):
+            answer = await here.http.get("/v1/builds", params={name: f"{day}T00:00:00Z"})
+            assert answer.status_code == 200, answer.text
 
 
 CURSORS = [
