@@ -1,5 +1,6 @@
 """Every error as one RFC 9457 problem document, unknown routes, wrong methods and crashes included."""
 
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -9,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 
 from app.api.deps import identify
 from app.api.schemas import Problem
@@ -93,8 +94,17 @@ def install(app: FastAPI) -> None:
 
 def _allowed(request: Request) -> list[str]:
     """Return the methods of an address; Starlette names those of the first of its routes only (RFC 9110, section 10.2.1)."""
-    routes = [r for r in request.app.routes if isinstance(r, Route) and r.matches(request.scope)[0] is not Match.NONE]
-    return sorted({method for route in routes for method in route.methods or ()})
+    here = (route for route in _plain(request.app.routes) if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in here for method in route.methods or ()})
+
+
+def _plain(routes: Iterable[BaseRoute]) -> Iterator[Route]:
+    """Yield the routes themselves; FastAPI keeps those of a router that was included inside of one that stands for it."""
+    for route in routes:
+        if isinstance(route, Route):
+            yield route
+        elif (inner := getattr(route, "original_router", None)) is not None:
+            yield from _plain(inner.routes)
 
 
 def _database_away(app: FastAPI) -> None:
@@ -122,13 +132,13 @@ def from_validation(errors: Any) -> Refusal:
             message = "there is no such field"
         elif error["type"] == "missing":
             message = "is required"
-        fields.append(FieldError(".".join(_plain(where)) or "body", message))
+        fields.append(FieldError(".".join(_fields(where)) or "body", message))
     first = fields[0] if fields else FieldError("body", "is not valid")
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
     return Refusal(422, "invalid_request", f"{first.field}: {first.message}{more}", tuple(fields[:50]))
 
 
-def _plain(where: list[str]) -> list[str]:
+def _fields(where: list[str]) -> list[str]:
     """Drop what pydantic adds for unions and keys, so that the path is the one the caller wrote."""
     kinds = {"files", "upload", "git"}
     if len(where) > 1 and where[0] == "source" and where[1] in kinds:

@@ -40,7 +40,7 @@ async def used(here: World, language: str, program: Callable[[dict[str, str]], s
     for _ in range(2):  # so that its list has more than one page
         await here.send(here.order() | {"labels": {"from": language}})
     async with serving(here.app) as url:
-        env = {"SLIPWAY_URL": url, "SLIPWAY_API_KEY": here.key, "SLIPWAY_PLATFORM": NAME}
+        env = {"SLIPWAY_URL": url, "SLIPWAY_API_KEY": here.key, "PLATFORM": NAME}
         client = asyncio.create_task(asyncio.to_thread(program, env))
 
         async def sent() -> str | None:
