@@ -42,6 +42,7 @@ REASONS: dict[int, str] = {
 """What a status means wherever it comes; the route's own words say more."""
 
 PARTS = {
+    "batch_id": ("A batch's id.", "bat_06f1qv0n2k3m4p5r6s7t8u9vb1"),
     "build_id": ("A build's id.", "bld_06f1qv0n2k3m4p5r6s7t8u9va0"),
     "delivery_id": ("A delivery's id.", "dlv_06f1q3s8v5t7p2c4k9m0a1b2d4"),
     "key_id": ("A key's id.", "key_06f1q3s8v5t7p2c4k9m0a1b2d4"),

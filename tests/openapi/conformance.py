@@ -98,13 +98,23 @@ def _fill(case: "Case[Any]", there: There) -> None:
         body["expires_at"] = "2999-01-01T00:00:00Z"
     match case.operation.label:
         case "POST /v1/builds":
-            body |= {"platform": NAME, "source": _source(body["source"]), "strict": False}
-            body["build"] = body.get("build", {}) | {"goarch": "amd64"}
-            body["builder"] = body.get("builder", {}) | {"platform": NAME, "fallback": []}
+            body |= _order(body)
+        case "POST /v1/batches":
+            body["builds"] = [_order(order) for order in body["builds"]]
         case "PATCH /v1/services/{name}":
             body |= {"port": 8080, "strict": False}
         case "POST /v1/services/{name}/migrate":
             body |= {"platform": NAME}
+
+
+def _order(order: dict[str, Any]) -> dict[str, Any]:
+    return order | {
+        "platform": NAME,
+        "source": _source(order["source"]),
+        "strict": False,
+        "build": order.get("build", {}) | {"goarch": "amd64"},
+        "builder": order.get("builder", {}) | {"platform": NAME, "fallback": []},
+    }
 
 
 def _source(source: dict[str, Any]) -> dict[str, Any]:
