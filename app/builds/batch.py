@@ -50,7 +50,8 @@ async def submit(
 ) -> tuple[Batch, list[Order], Granted]:
     """Write a batch and its builds; the caller commits. ``may`` raises Refusal for what the caller's key does not allow.
 
-    ``describe`` makes the problem document that is kept of a refusal. With ``atomic`` one refusal is everybody's (422).
+    ``describe`` makes the problem document that is kept of a refusal. With ``atomic`` one refusal is everybody's (422); so it is
+    when there is not one build to accept.
     """
     orders = [Order(refusal=r) if isinstance(r, Refusal) else Order() for r in requests]
     # Packing hundreds of sources takes a while, and others want to be served meanwhile.
@@ -59,7 +60,7 @@ async def submit(
     batch_id = new_id("bat")
     rows = await _take_numbers(context, session, project, orders)
     granted = await _grant(context, session, project, orders, rows)
-    if atomic:
+    if atomic or not rows:
         _all_or_none(orders)
     for row in rows.values():
         row |= {"id": new_id("bld"), "batch_id": batch_id, "status": BuildStatus.QUEUED, "traceparent": traces.here()}
@@ -73,9 +74,8 @@ async def submit(
         size=len(orders),
         accepted=accepted,
         unfinished=accepted,
-        ended_at=None if accepted else sql.NOW,
     )
-    builds = {b.id: b for b in await reuse.enter_all(context, session, list(rows.values()))} if rows else {}
+    builds = {b.id: b for b in await reuse.enter_all(context, session, list(rows.values()))}
     for number, row in rows.items():
         build = orders[number].build = builds[row["id"]]
         told(context, session, build)
@@ -89,9 +89,6 @@ async def submit(
         for number, order in enumerate(orders)
     ]
     await sql.insert_all(session, BatchItem, items)
-    if not accepted:
-        about = {"batch_id": batch_id, "size": batch.size, "accepted": 0}
-        outbox.add_event(session, project.id, "batch.ended", about)
     outbox.mark(session, "batch.committed")
     return batch, orders, granted
 

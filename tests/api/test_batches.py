@@ -92,7 +92,7 @@ async def test_a_batch_has_a_bound_of_its_own(here: World) -> None:
     ordinary = 6 * here.context.settings.max_inline_bytes + 2**20
     headers = {"Content-Type": "application/json"}
     between = b'{"builds": [{"x": "' + b"a" * ordinary + b'"}]}'
-    assert (await here.http.post("/v1/batches", content=between, headers=headers)).status_code == 202
+    problem(await here.http.post("/v1/batches", content=between, headers=headers), 422, "batch_refused")
     problem(await here.http.post("/v1/batches", content=b" " * (limit + 1), headers=headers), 413, "too_large")
     problem(await here.http.post("/v1/builds", content=between, headers=headers), 413, "too_large")
 
@@ -123,10 +123,10 @@ async def test_ends_at_once_are_counted_one_by_one(here: World) -> None:
     assert (await here.one(Batch, id=batch["id"])).unfinished == 0
 
 
-async def test_a_batch_of_nothing_has_ended(here: World) -> None:
-    batch = await send(here, {}, {})
-    assert (batch["accepted"], batch["builds"], batch["ended_at"] is None) == (0, {}, False)
-    assert len(await ends(here)) == 1
+async def test_a_batch_of_nothing_is_refused(here: World) -> None:
+    body = problem(await here.http.post("/v1/batches", json={"builds": [{}, {}]}), 422, "batch_refused")
+    assert [e["field"] for e in body["errors"]] == ["builds.0.source", "builds.1.source"]
+    assert await here.rows(Batch) == []
 
 
 async def test_a_rolled_back_end_does_not_count(here: World) -> None:

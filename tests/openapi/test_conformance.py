@@ -9,8 +9,8 @@ from app.imitations.server import serving
 from tests.openapi.conformance import There, conform
 from tests.support.world import World
 
-TEXTS = ("/v1/builds", "/v1/services", "/v1/keys", "/v1/projects", "/v1/webhooks")
-NUMBERS = ("/v1/services/{name}/releases", "/v1/webhooks/{webhook_id}/deliveries")
+TEXTS = ("/v1/builds", "/v1/services", "/v1/keys", "/v1/projects", "/v1/webhooks", "/v1/batches")
+NUMBERS = ("/v1/services/{name}/releases", "/v1/webhooks/{webhook_id}/deliveries", "/v1/batches/{batch_id}")
 CURSORS = dict.fromkeys(TEXTS, encode_cursor("x")) | dict.fromkeys(NUMBERS, encode_cursor(2**40))
 CHECKS = {
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance",
