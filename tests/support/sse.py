@@ -84,7 +84,8 @@ class Served:
     @contextlib.asynccontextmanager
     async def stream(self, path: str, last: str | None = None, **query: Any) -> AsyncIterator[Stream]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
-        async with self.http.stream("GET", path, headers=headers, params=query) as answer:
+        given = {name: value for name, value in query.items() if value is not None}
+        async with self.http.stream("GET", path, headers=headers, params=given) as answer:
             if answer.status_code != 200:
                 await answer.aread()
             assert answer.status_code == 200, answer.text
