@@ -469,7 +469,7 @@ class Release(Base):
     keep_until: Mapped[datetime | None]
     """Set when its service moved away: until then its platform keeps it."""
     leaving_at: Mapped[datetime | None]
-    """When its service began to be removed from its platform."""
+    """When the last try to remove its service from its platform began; longer ago than a try takes once it has failed."""
     deadline_at: Mapped[datetime | None]
     next_check_at: Mapped[datetime | None]
     __table_args__ = (

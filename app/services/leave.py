@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import faults, sql, store
+from app import db, faults, sql, store
 from app.context import Context
 from app.lifecycle import ReleaseStatus
 from app.models import Release, Service
@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 CALL_SECONDS = 80
 AGAIN_SECONDS = 15
+_COMING = frozenset({ReleaseStatus.PENDING, ReleaseStatus.DEPLOYING})
 _ARRIVED = """
     update release set keep_until = null, next_check_at = now()
     where service_id = $1 and platform = $2 and keep_until is not null
@@ -73,6 +74,9 @@ async def leave(context: Context, release: Release) -> None:
             await platform.services.delete(ref_of(context, last))
     except (PlatformError, TimeoutError) as e:
         log.warning("leaving will be tried again", release_id=last.id, error=str(e) or type(e).__name__)
+        async with context.sessions.begin() as session:
+            # Over as a try, but begun: no release of the service begins there meanwhile.
+            await _note(session, last, begun=timedelta(seconds=CALL_SECONDS), again=timedelta(seconds=AGAIN_SECONDS))
         return
     faults.at("leave.deleted")
     async with context.sessions.begin() as session:
@@ -92,14 +96,23 @@ async def _begin(session: AsyncSession, release: Release) -> Release | None:
     there = (await session.execute(rows)).scalars().all()
     if not there or (service.platform == release.platform and service.deleted_at is None):
         return None
-    if any(r.status in {ReleaseStatus.PENDING, ReleaseStatus.DEPLOYING} for r in there):
-        # It may come back; the outcome decides.
+    left = [r for r in there if r.status not in _COMING]
+    begun = max((r.leaving_at for r in left if r.leaving_at is not None), default=None)
+    if len(left) < len(there) and begun is None:
+        # It may come back; the outcome decides. Once the removal has begun it waits for its end instead.
         again = func.now() + timedelta(seconds=AGAIN_SECONDS)
         await session.execute(update(Release).where(Release.id == release.id).values(next_check_at=again))
         return None
     if service.deleted_at is None and await is_kept(session, release):
         return None
-    check = func.now() + timedelta(seconds=CALL_SECONDS + AGAIN_SECONDS)
-    begun = update(Release).where(Release.id.in_([r.id for r in there]))
-    await session.execute(begun.values(leaving_at=func.now(), next_check_at=check))
-    return there[-1]
+    if begun is not None and await db.now(session) < begun + timedelta(seconds=CALL_SECONDS):
+        return None  # somebody is at it, who could still be when the service is back
+    await _note(session, left[-1], begun=timedelta(0), again=timedelta(seconds=CALL_SECONDS + AGAIN_SECONDS))
+    return left[-1]
+
+
+async def _note(session: AsyncSession, last: Release, *, begun: timedelta, again: timedelta) -> None:
+    """Write down how long ago a try to remove the service began, and that one release asks for the next."""
+    check = case((Release.id == last.id, func.now() + again))
+    tried = update(Release).where(*on_platform(last), Release.status.not_in(_COMING))
+    await session.execute(tried.values(leaving_at=func.now() - begun, next_check_at=check))

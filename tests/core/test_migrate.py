@@ -12,7 +12,7 @@ from app.models import Build, PullCredential, Release, Service
 from app.platforms.base import PlatformError, Rejected, Transient
 from app.platforms.catalog import Entry
 from app.services import leave
-from tests.support.platform import NAME, TRAITS, Lost, Yard
+from tests.support.platform import NAME, TRAITS, Gate, Lost, Yard
 from tests.support.waiting import eventually
 from tests.support.world import World
 
@@ -310,6 +310,63 @@ async def test_leaving_is_tried_until_it_is_done(here: World, barn: Yard, error:
     await here.reconcile()
     assert (await here.one(Release, id=old.id)).retired_at is not None
     assert here.yard.units == {}
+
+
+async def test_a_removal_that_failed_is_tried_again_soon_and_by_one_release(here: World, barn: Yard) -> None:
+    await here.deployed("echo")
+    _, _, old = await here.deployed("echo", env={"V": "2"})
+    await moved(here, keep_seconds=0)
+    here.yard.misbehave("delete", Transient(NAME, "delete", "down"))
+    await kept_long_enough(here, old)
+    due = "select id from release where next_check_at < clock_timestamp() + make_interval(secs => :seconds)"
+    assert [r.id for r in await here.sql(due, seconds=leave.AGAIN_SECONDS)] == [old.id]
+
+
+class Failing(Gate):
+    """The call takes effect, waits, and fails."""
+
+    async def passed(self) -> None:
+        await super().passed()
+        raise Transient(NAME, "delete", "lost")
+
+
+async def test_what_waits_to_begin_is_no_part_of_a_removal_that_failed(here: World, barn: Yard) -> None:
+    _, _, old = await here.deployed("echo")
+    await moved(here)
+    await here.hurry()
+    await here.ago(old, "keep_until")
+    gate = Failing()
+    here.yard.misbehave("delete", gate)
+    leaving = asyncio.create_task(leave.leave(here.context, old))
+    await gate.reached()
+    back = await move(here, NAME)
+    await here.jobs()
+    gate.go.set()
+    await leaving
+    waits = await here.one(Release, id=back["id"])
+    assert (waits.status, waits.leaving_at) == ("pending", None)
+    assert waits.next_check_at is not None
+    await here.ago(old, "next_check_at")
+    await here.reconcile()
+    release = await here.one(Release, id=back["id"])
+    assert (release.status, release.retired_at) == ("live", None)
+
+
+async def test_two_who_remove_a_service_at_once_are_one(here: World, barn: Yard) -> None:
+    """The slower one would take away what has come back meanwhile."""
+    _, _, first = await here.deployed("echo")
+    _, _, old = await here.deployed("echo", env={"V": "2"})
+    await moved(here)
+    await here.hurry()
+    await here.ago(old, "keep_until")
+    gate = here.yard.gate("delete")
+    leaving = asyncio.create_task(leave.leave(here.context, old))
+    await gate.reached()
+    await leave.leave(here.context, first)
+    gate.go.set()
+    await leaving
+    assert here.yard.count("delete") == 1
+    assert {r.platform for r in await here.rows(Release) if r.retired_at is None} == {BARN}
 
 
 async def test_a_migration_cut_short_goes_on_where_it_was(here: World, barn: Yard) -> None:
