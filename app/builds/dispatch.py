@@ -95,8 +95,13 @@ async def _in_turn(context: Context, build_id: str) -> tuple[Build | None, Launc
 async def _claim(context: Context, session: Session, build: Build) -> Launch | None:
     """Move the build into its slot and write the run; the row is locked, so the move can't lose.
 
-    None when every region of the platform is to be left alone: the build goes on to its next platform.
+    None when every region of the platform is to be left alone: the build goes on to its next platform. None too when it has gone
+    on, since its job was made, to a platform that another process holds: that one gets a job of its own.
     """
+    host_bound = context.catalog.host_bound(build.builder_platform)
+    if host_bound and context.catalog.usable(host_bound) and context.platform(host_bound) is None:
+        outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, once=False))
+        return None
     regions, seen = await targets.admitted(context, session, build)
     if not regions:
         await targets.pass_over(context, session, build, seen.shut)

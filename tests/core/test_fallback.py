@@ -145,6 +145,20 @@ async def test_a_size_that_it_has_not_is_skipped(far: World, dock: Yard, monkeyp
     assert (await now(far, build)).tried[-1]["message"] == "skipped: the largest plan has 1 core"
 
 
+async def test_a_job_that_finds_its_build_on_another_process_s_platform_hands_it_on(far: World, dock: Yard) -> None:
+    dock.traits = dataclasses.replace(dock.traits, remote=False, host_bound=True)
+    far.context.catalog.entries = {**far.context.catalog.entries, "dock": dock.entry("dock")}
+    del far.context.catalog.held["dock"]
+    far.yard.misbehave("launch", FULL, FULL)
+    build = await send(far, fallback=["dock"])
+    await far.jobs()
+    await far.forget_jobs()
+    await dispatch.dispatch(far.context, build.id)
+    build = await now(far, build)
+    assert (build.status, build.builder_platform, build.attempt, len(build.tried)) == ("queued", "dock", 1, 2)
+    assert await far.waiting("dispatch.dock") == [build.id]
+
+
 async def test_when_all_are_full_it_waits_and_ends_with_all_that_was_tried(far: World, dock: Yard) -> None:
     rounds = far.context.settings.max_run_attempts + 2
     far.yard.misbehave("launch", *([FULL] * 2 * rounds))
