@@ -235,6 +235,7 @@ async def _record(context: Context, build: Build, launch: Launch, launched: Laun
             region=launched.region,
             effective=asdict(launched.effective),
             launched_at=NOW,
+            cleaned_at=None,  # whatever a clean-up saw, it was before this
             next_check_at=after(RUNNING_CHECK_SECONDS),
         )
         if recorded is not None and recorded["finished_at"] is not None:
@@ -268,12 +269,11 @@ async def _give_up(
     """End this run; queue the build again in ``retry_in`` seconds, or fail it when that is None or attempts are used up."""
     async with transaction(context.pool) as session:
         pair = await lock(session, run.id)
-        if pair is None or pair[0].attempt != run.attempt:
+        # Past dispatching there is a builder at work, whatever the launch came to, or the run has ended already.
+        if pair is None or pair[0].attempt != run.attempt or pair[0].status != BuildStatus.DISPATCHING:
             return
         current, ended = pair
         await end_run(context, session, ended, RunStatus.FAILED, reason=reason, message=message)
-        if current.status != BuildStatus.DISPATCHING:
-            return
         if retry_in is None:
             await store.fail(session, current, reason, message)
         else:

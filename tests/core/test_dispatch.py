@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.builds import dispatch
+from app.builds import cleanup, dispatch
 from app.models import Build, Run
 from app.platforms.base import Misconfigured, NoCapacity, Rejected, Transient, Unsupported
 from tests.support.platform import NAME, Lost
@@ -178,6 +178,19 @@ async def test_a_claim_before_the_launch_has_returned(here: World) -> None:
     assert (await here.run_of(build)).handle == "h1"
 
 
+async def test_a_launch_that_fails_once_its_builder_is_at_work_ends_nothing(here: World) -> None:
+    build = await here.submit()
+    gate = here.yard.gate("launch", Rejected(NAME, "launch", "there is one already"))
+    async with here.working():
+        await gate.reached()
+        builder = await here.builder(build)
+        await builder.claim()
+        gate.go.set()
+    assert ((await here.one(Build, id=build.id)).status, (await here.run_of(build)).status) == ("building", "running")
+    await builder.finish()
+    assert (await here.one(Build, id=build.id)).status == "succeeded"
+
+
 async def test_canceled_while_launching_leaves_no_machine(here: World) -> None:
     build = await here.submit()
     gate = here.yard.gate("launch")
@@ -189,6 +202,26 @@ async def test_canceled_while_launching_leaves_no_machine(here: World) -> None:
     await here.hurry()
     assert here.yard.machines == {}
     assert (await here.run_of(build)).handle == "h1"
+
+
+async def test_a_machine_that_came_after_its_clean_up_is_removed_in_the_end(here: World) -> None:
+    """The run was canceled and cleaned up before its launch had returned, and the clean-up after that fails."""
+    build = await here.submit()
+    gate = here.yard.gate("launch")
+    async with here.working():
+        await gate.reached()
+        (machine,) = here.yard.machines.items()
+        await here.http.post(f"/v1/builds/{build.id}/cancel")
+        await cleanup.cleanup(here.context, (await here.run_of(build)).id)
+        here.yard.machines.update([machine])
+        here.yard.misbehave("stop", *(Transient(NAME, "stop", "no answer") for _ in range(2)))
+        gate.go.set()
+    run = await here.run_of(build)
+    assert list(here.yard.machines) == [run.name]
+    await here.ago(run, "next_check_at")
+    await here.reconcile()
+    assert here.yard.machines == {}
+    assert (await here.run_of(build)).cleaned_at is not None
 
 
 async def test_a_lost_job_comes_back(here: World) -> None:

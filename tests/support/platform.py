@@ -62,15 +62,18 @@ class Lost:
 
 @dataclass
 class Gate:
-    """A misdeed: the call takes effect, sets ``entered``, and returns only after ``go``."""
+    """A misdeed: the call takes effect, sets ``entered``, and returns, or fails with ``error``, only after ``go``."""
 
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     go: asyncio.Event = field(default_factory=asyncio.Event)
+    error: PlatformError | None = None
 
     async def passed(self) -> None:
         self.entered.set()
         async with asyncio.timeout(GATE_SECONDS):
             await self.go.wait()
+        if self.error is not None:
+            raise self.error
 
     async def reached(self) -> None:
         async with asyncio.timeout(GATE_SECONDS):
@@ -113,8 +116,8 @@ class Yard:
     def misbehave(self, verb: str, *misdeeds: Misdeed) -> None:
         self.plan[verb].extend(misdeeds)
 
-    def gate(self, verb: str) -> Gate:
-        gate = Gate()
+    def gate(self, verb: str, error: PlatformError | None = None) -> Gate:
+        gate = Gate(error=error)
         self.plan[verb].append(gate)
         return gate
 
