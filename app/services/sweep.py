@@ -23,7 +23,10 @@ KEPT_UP_PAUSE_SECONDS = 10
 
 
 async def reconcile(context: Context, session: AsyncSession) -> int:
-    """Give every quiet row of a service its job again; returns how many. One transaction, one process at a time."""
+    """Give every quiet row of a service its job again; returns how many. One transaction, one process at a time.
+
+    Rows that somebody else has locked are left for the next pass: to wait for one while others are held could be for ever.
+    """
     return (
         await _releases(context, session)
         + await _stuck_builds(session)
@@ -65,6 +68,7 @@ async def _stuck_builds(session: AsyncSession) -> int:
             func.coalesce(Release.finished_at, Release.live_at) < ago,
         )
         .limit(BATCH)
+        .with_for_update(of=Build, skip_locked=True)
     )
     rows = (await session.execute(ended)).all()
     for build, release in rows:
@@ -116,6 +120,7 @@ async def _kept_up(context: Context, session: AsyncSession) -> int:
             Service.platform.in_([n for n, e in context.catalog.entries.items() if e.traits.scale_to_zero == "manual"]),
         )
         .limit(BATCH)
+        .with_for_update(of=Service, skip_locked=True)
     )
     rows = (await session.execute(down)).scalars().all()
     for service in rows:

@@ -5,9 +5,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from app import jobs as worker
-from app.models import Service
+from app.models import Build, Service
 from app.platforms.base import Phase, StartFailed, Transient
 from app.services import sleep_wake
 from app.services import sweep as services_sweep
@@ -205,6 +206,23 @@ async def test_scale_min_one_is_kept_up(here: World) -> None:
     await here.ago(service, "status_at", services_sweep.KEPT_UP_PAUSE_SECONDS + 1)
     await here.reconcile()
     assert (await here.service("echo")).status == "running"
+
+
+async def test_reconcile_waits_for_nobody(here: World) -> None:
+    """Whoever holds a service waits for its release, which reconcile may hold: what is locked is left for the next pass."""
+    build, service, release = await here.deployed("echo", scale={"min": 1})
+    await here.unit(release).stop(Phase.EXITED)
+    await services_sweep.look_after(here.context)
+    await here.sql("update build set status = 'promoting' where id = :id", id=build.id)
+    await here.ago(release, "live_at", 3600)
+    async with here.context.sessions.begin() as holder, asyncio.timeout(10):
+        await holder.execute(select(Service).where(Service.id == service.id).with_for_update())
+        await holder.execute(select(Build).where(Build.id == build.id).with_for_update())
+        await here.reconcile()
+        assert (await here.service("echo")).status == "asleep"
+    await here.reconcile()
+    assert (await here.service("echo")).status == "running"
+    assert (await here.one(Build, id=build.id)).status == "succeeded"
 
 
 async def test_a_sleeping_service_is_not_woken_by_reconcile(here: World) -> None:
