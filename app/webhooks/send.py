@@ -13,7 +13,7 @@ from app import faults, metrics, tracing
 from app.context import Context
 from app.models import Build, Event, SecretVersion, Webhook, WebhookDelivery
 from app.outbox import add_event, mark
-from app.secrets import Sealed
+from app.secrets import KeysError, Sealed
 from app.webhooks import message
 from app.webhooks.client import TIMEOUT_SECONDS, Client, Outcome
 from app.webhooks.plan import locked
@@ -43,7 +43,10 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """A claimed attempt, with all that it takes. ``body`` is None when its event is past its keeping."""
+    """A claimed attempt, with all that it takes. ``body`` is None when its event is past its keeping.
+
+    Without ``secrets`` it can't be made now: a secret key was taken away too early, and may come back.
+    """
 
     delivery_id: str
     webhook_id: str
@@ -95,14 +98,11 @@ async def claim(context: Context, sender: str, most: int, each: int, busy: Seque
         rows = (await session.execute(statement)).all()
         owners = {webhook.id for _, webhook, *_ in rows}
         sealed = select(SecretVersion).where(SecretVersion.webhook_id.in_(owners))
-        secrets = {s.id: s for s in (await session.execute(sealed)).scalars()}
-    opened: dict[str, str] = {}
+        secrets = (await session.execute(sealed)).scalars().all()
+    opened = {secret.id: plain for secret in secrets if (plain := _open(context, secret))}
     parcels = []
     for delivery, webhook, event, old, traceparent in rows:
         wanted = [webhook.secret_id, *([webhook.old_secret_id] if old and webhook.old_secret_id else [])]
-        for secret_id in wanted:
-            if secret_id not in opened:
-                opened[secret_id] = _open(context, secrets[secret_id])
         gone = event is None and delivery.event_id is not None
         parcels.append(
             Parcel(
@@ -114,20 +114,26 @@ async def claim(context: Context, sender: str, most: int, each: int, busy: Seque
                 body=None if gone else message.body(delivery, event),
                 at=delivery.created_at if gone or delivery.event_id is None else event.at,
                 traceparent=traceparent,
-                secrets=tuple(opened[s] for s in wanted),
+                secrets=tuple(opened[w] for w in wanted if w in opened),
             )
         )
     return parcels
 
 
-def _open(context: Context, secret: SecretVersion) -> str:
-    return context.keyring.open(Sealed(secret.key_id, secret.nonce, secret.ciphertext), about=secret.id)
+def _open(context: Context, secret: SecretVersion) -> str | None:
+    """Return a signing secret; None when it can't be read, which is one endpoint's trouble and not that of all."""
+    try:
+        return context.keyring.open(Sealed(secret.key_id, secret.nonce, secret.ciphertext), about=secret.id)
+    except KeysError as e:
+        log.error("a webhook can't be signed", webhook_id=secret.webhook_id, error=str(e))
+        return None
 
 
 async def send(context: Context, client: Client, parcel: Parcel, policy: Policy, sender: str) -> Outcome:
     """Make one attempt and record it."""
-    if parcel.body is None:
-        outcome = Outcome(ms=0, error="the event is past its keeping")
+    if parcel.body is None or not parcel.secrets:
+        why = "the event is past its keeping" if parcel.body is None else "the endpoint's secret can't be read"
+        outcome = Outcome(ms=0, error=why)
         await record(context, parcel, outcome, policy, sender)
         return outcome
     signed = message.headers(parcel.message_id, parcel.body, parcel.secrets, datetime.now(UTC), parcel.traceparent)

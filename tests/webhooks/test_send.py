@@ -172,6 +172,23 @@ async def test_nobody_answers_is_tried_again_and_says_why(hooks: Hooks) -> None:
     assert (delivery.error or "").startswith("no connection")
 
 
+async def test_a_secret_that_cant_be_read_is_one_endpoints_trouble(hooks: Hooks) -> None:
+    """A secret key was taken away too early: all others are told, and this one is once the key is back."""
+    mute, other = await hooks.add(), await hooks.add()
+    lost = "update secret_version set key_id = :key where webhook_id = :id"
+    (key,) = await hooks.here.sql("select key_id from secret_version where webhook_id = :id", id=mute["id"])
+    await hooks.here.sql(lost, key="gone", id=mute["id"])
+    await hooks.happen("build.queued")
+    await hooks.until(lambda: len(hooks.receiver.taken) == 1)
+    assert verifies(hooks.receiver.taken[0], other["secret"])
+    (waits,) = await hooks.deliveries(webhook_id=mute["id"])
+    assert (waits.status, waits.attempts, waits.error) == ("pending", 1, "the endpoint's secret can't be read")
+    await hooks.here.sql(lost, key=key.key_id, id=mute["id"])
+    await hooks.later()
+    await hooks.until(lambda: len(hooks.receiver.taken) == 2)
+    assert verifies(hooks.receiver.taken[1], mute["secret"])
+
+
 async def test_after_a_rotation_both_secrets_sign_for_a_while(hooks: Hooks) -> None:
     hook = await hooks.add()
     path = f"/v1/webhooks/{hook['id']}/rotate"
