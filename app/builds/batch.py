@@ -112,9 +112,9 @@ def _plan(
 
 async def _keep_sources(session: Session, project: Project, orders: Sequence[Order]) -> None:
     plans = [o.plan for o in orders if o.plan]
-    await sources.save_all(session, project.id, {p.packed[0].digest: p.packed for p in plans if p.packed})
+    await sources.save(session, project.id, {p.packed[0].digest: p.packed for p in plans if p.packed})
     uploads = {p.request.source.digest for p in plans if isinstance(p.request.source, UploadSource)}
-    known = await sources.touch_all(session, project.id, uploads) if uploads else set()
+    known = await sources.touch(session, project.id, uploads) if uploads else set()
     for order in orders:
         source = order.plan.request.source if order.plan else None
         if isinstance(source, UploadSource) and source.digest not in known:

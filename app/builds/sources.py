@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO
 
-from sqlalchemy import delete, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import select
 
 from app import sql
 from app.db import Sessions
 from app.errors import Refusal, invalid, too_large
-from app.models import Source, SourceChunk
+from app.models import SourceChunk
 from app.settings import Settings
 from app.sql import Session
 
@@ -153,47 +152,14 @@ def read_archive(file: IO[bytes], size: int, settings: Settings) -> Tree:
 
 _RENEW_SECONDS = 3600.0
 """A source's last use is written no more often: what is kept for days needs no more, and one row is not fought over."""
-_USED = """
-    select last_used_at < now() - make_interval(secs => $3) as long_ago from source where project_id = $1 and digest = $2
-"""
-_SAVE = """
-    insert into source (project_id, digest, size_bytes, files) values ($1, $2, $3, $4)
-    on conflict (project_id, digest) do update set last_used_at = now()
-    returning xmax = 0 as is_new  -- xmax is 0 on a row that this statement inserted
-"""
-_SAVE_CHUNK = "insert into source_chunk (project_id, digest, number, data) values ($1, $2, $3, $4)"
-_TOUCH = "update source set last_used_at = now() where project_id = $1 and digest = $2 returning digest"
-
-
-async def save(session: Session, project_id: str, tree: Tree, archive: bytes) -> None:
-    """Keep an archive under its tree digest; the same tree again only renews its last use."""
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for start in range(0, len(archive), CHUNK):
-            yield archive[start : start + CHUNK]
-
-    await save_stream(session, project_id, tree, len(archive), pieces())
-
-
-async def save_stream(session: Session, project_id: str, tree: Tree, size: int, archive: AsyncIterator[bytes]) -> None:
-    """Do the same with an archive of ``size`` bytes that comes in pieces."""
-    known = await sql.fetch_one(session, _USED, project_id, tree.digest, _RENEW_SECONDS)
-    if known is not None and not known["long_ago"]:
-        return
-    (saved,) = await sql.fetch(session, _SAVE, project_id, tree.digest, size, tree.files)
-    if not saved["is_new"]:
-        return
-    number = 0
-    async for data in archive:
-        await sql.fetch(session, _SAVE_CHUNK, project_id, tree.digest, number, data)
-        number += 1
-
-
 _KNOWN = """
     select digest, last_used_at < now() - make_interval(secs => $3) as long_ago
     from source where project_id = $1 and digest = any($2::text[])
 """
-_SAVE_ALL = """
+_RENEW = """
+    update source set last_used_at = now() where project_id = $1 and digest = any($2::text[]) returning digest
+"""
+_SAVE = """
     insert into source (project_id, digest, size_bytes, files)
     select $1, s.* from unnest($2::text[], $3::bigint[], $4::bigint[]) as s(digest, size_bytes, files) order by s.digest
     on conflict do nothing returning digest
@@ -201,25 +167,24 @@ _SAVE_ALL = """
 _SAVE_CHUNKS = """
     insert into source_chunk (project_id, digest, number, data) select $1, * from unnest($2::text[], $3::bigint[], $4::bytea[])
 """
-_TOUCH_ALL = "update source set last_used_at = now() where project_id = $1 and digest = any($2::text[])"
 
 
-async def touch_all(session: Session, project_id: str, digests: Collection[str]) -> set[str]:
-    """Renew the last use of many sources; returns those that are there."""
+async def touch(session: Session, project_id: str, digests: Collection[str]) -> set[str]:
+    """Renew the last use of sources, so that retention keeps them; returns those that are there."""
     rows = await sql.fetch(session, _KNOWN, project_id, sorted(digests), _RENEW_SECONDS)
-    if old := sorted(row["digest"] for row in rows if row["long_ago"]):
-        await sql.fetch(session, _TOUCH_ALL, project_id, old)
-    return {row["digest"] for row in rows}
+    there = {row["digest"] for row in rows if not row["long_ago"]}
+    if old := sorted(row["digest"] for row in rows if row["long_ago"]):  # retention may be taking them right now
+        there |= {row["digest"] for row in await sql.fetch(session, _RENEW, project_id, old)}
+    return there
 
 
-async def save_all(session: Session, project_id: str, packed: Mapping[str, tuple[Tree, bytes]]) -> None:
-    """Keep many archives, each under its tree digest."""
-    known = await touch_all(session, project_id, packed.keys())
-    new = sorted(packed.keys() - known)
+async def save(session: Session, project_id: str, packed: Mapping[str, tuple[Tree, bytes]]) -> None:
+    """Keep archives, each under its tree digest; the same tree again only renews its last use."""
+    new = sorted(packed.keys() - await touch(session, project_id, packed.keys()))
     if not new:
         return
     sizes, files = [len(packed[d][1]) for d in new], [packed[d][0].files for d in new]
-    saved = [row["digest"] for row in await sql.fetch(session, _SAVE_ALL, project_id, new, sizes, files)]
+    saved = [row["digest"] for row in await sql.fetch(session, _SAVE, project_id, new, sizes, files)]
     pieces = [
         (d, start // CHUNK, packed[d][1][start : start + CHUNK])
         for d in saved
@@ -229,12 +194,16 @@ async def save_all(session: Session, project_id: str, packed: Mapping[str, tuple
         await sql.fetch(session, _SAVE_CHUNKS, project_id, *map(list, zip(*pieces, strict=True)))
 
 
-async def touch(session: Session, project_id: str, digest: str) -> bool:
-    """Renew a source's last use, so that retention keeps it; return whether it is there."""
-    known = await sql.fetch_one(session, _USED, project_id, digest, _RENEW_SECONDS)
-    if known is None or not known["long_ago"]:
-        return known is not None
-    return await sql.fetch_one(session, _TOUCH, project_id, digest) is not None
+async def save_stream(session: Session, project_id: str, tree: Tree, size: int, archive: AsyncIterator[bytes]) -> None:
+    """Do the same with one archive of ``size`` bytes that comes in pieces."""
+    if await touch(session, project_id, [tree.digest]):
+        return
+    if not await sql.fetch(session, _SAVE, project_id, [tree.digest], [size], [tree.files]):
+        return
+    number = 0
+    async for data in archive:
+        await sql.fetch(session, _SAVE_CHUNKS, project_id, [tree.digest], [number], [data])
+        number += 1
 
 
 async def read(sessions: Sessions, project_id: str, digest: str) -> AsyncIterator[bytes]:
@@ -248,8 +217,3 @@ async def read(sessions: Sessions, project_id: str, digest: str) -> AsyncIterato
             return
         yield data
         number += 1
-
-
-async def drop(session: AsyncSession, project_id: str, digest: str) -> None:
-    """Remove a source and its pieces."""
-    await session.execute(delete(Source).where(Source.project_id == project_id, Source.digest == digest))

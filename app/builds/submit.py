@@ -63,9 +63,9 @@ async def submit(context: Context, session: Session, project: Project, request: 
     planned = plan(context, project, request)
     values = planned.values
     if planned.packed is not None:
-        await sources.save(session, project.id, *planned.packed)
+        await sources.save(session, project.id, {values["source_digest"]: planned.packed})
     elif isinstance(request.source, UploadSource) and not await sources.touch(
-        session, project.id, request.source.digest
+        session, project.id, [request.source.digest]
     ):
         raise no_source()
     if block := request.service:
@@ -117,7 +117,7 @@ async def retry(context: Context, session: AsyncSession, project: Project, old: 
     values: dict[str, Any] = {name: getattr(old, name) for name in kept.split()} | {"retry_of": old.id}
     values["builder_platform"] = old.spec["builder"]["platform"]
     digest = old.source.get("digest")
-    if old.source["kind"] == "archive" and not await sources.touch(session, old.project_id, str(digest)):
+    if old.source["kind"] == "archive" and not await sources.touch(session, old.project_id, [str(digest)]):
         raise Refusal(410, "source_gone", f"The source of build {old.id} is past its retention; send it again.")
     if old.service_id:
         service = (

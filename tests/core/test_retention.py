@@ -1,9 +1,15 @@
 """What is past its keeping goes, in batches; what a release or an open build may need stays."""
 
-from app.builds import retention
+import asyncio
+
+from sqlalchemy import delete
+
+from app.builds import retention, sources
+from app.db import transaction
 from app.images.errors import RegistryError
 from app.jobs import keep
-from app.models import Artifact, Build, Event, Release, SecretVersion
+from app.models import Artifact, Build, Event, Release, SecretVersion, Source
+from tests.support.waiting import eventually
 from tests.support.world import World
 
 
@@ -66,6 +72,22 @@ async def test_sending_a_source_again_renews_it(here: World) -> None:
     await here.submit()
     rows = await here.sql("select last_used_at > now() - interval '1 hour' as fresh from source")
     assert [r.fresh for r in rows] == [True]
+
+
+async def test_a_source_that_retention_has_just_taken_is_not_there(here: World) -> None:
+    await here.submit()
+    await old(here, "source.last_used_at")
+    (source,) = await here.sql("select project_id, digest from source")
+    async with here.context.sessions.begin() as session:
+        await session.execute(delete(Source))
+
+        async def touched() -> set[str]:
+            async with transaction(here.context.pool) as plain:
+                return await sources.touch(plain, source.project_id, [source.digest])
+
+        touching = asyncio.create_task(touched())
+        await eventually(lambda: here.sql("select 1 from pg_locks where not granted"))
+    assert await touching == set()
 
 
 async def deploy(here: World, *versions: str) -> list[Artifact]:
