@@ -1,6 +1,6 @@
 """What time and crashes leave behind of builds: lost jobs, silent builders, passed deadlines, machines nobody owns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import db, outbox, queue, store
 from app.builds import reuse, slots, targets
 from app.context import Context
-from app.ids import made_at, parse_remote_name
+from app.ids import made_at, parse_remote_name, remote_name
 from app.lifecycle import OPEN_RUN, BuildStatus, Reason, ServiceStatus, is_terminal
 from app.models import Build, Lease, Release, Run, Service
-from app.platforms.base import Found, Platform, PlatformError, ServiceRef
+from app.platforms.base import Found, Platform, PlatformError, RateLimited, ServiceRef
 
 log = structlog.get_logger()
 
@@ -229,8 +229,7 @@ async def _sweep_builders(context: Context, platform: Platform) -> None:
     items = dated(listing.items, ids, {r.name: r.finished_at for r in rows})
     doomed, spared = orphans(items, owned, known, now, context.settings.sweep_grace_seconds)
     for item in doomed:
-        log.warning("removing a builder without an owner", platform=platform.name, name=item.ref.name)
-        await platform.builders.stop(item.ref)
+        await _remove(platform, item, platform.builders.stop(item.ref))
     _say_spared(platform.name, spared)
 
 
@@ -259,13 +258,25 @@ async def _sweep_services(context: Context, platform: Platform) -> None:
     doomed, spared = orphans(items, owned, known, now, context.settings.sweep_grace_seconds)
     parents = {by_id[r.id]: r.service_id for r in rel}
     for item in doomed:
-        log.warning("removing a service without an owner", platform=platform.name, name=item.ref.name)
-        if item.ref.name in parents:
-            parent = item.ref.name.replace(item.ref.name.split("-", 2)[2], parents[item.ref.name].replace("_", "-"))
-            await platform.services.retire(ServiceRef(service=parent, release=item.ref.name, handle=item.ref.handle))
+        name, handle = item.ref.name, item.ref.handle
+        if name in parents:
+            parent = remote_name(context.installation, parents[name])
+            removal = platform.services.retire(ServiceRef(service=parent, release=name, handle=handle))
         else:
-            await platform.services.delete(ServiceRef(service=item.ref.name, release="", handle=item.ref.handle))
+            removal = platform.services.delete(ServiceRef(service=name, release="", handle=handle))
+        await _remove(platform, item, removal)
     _say_spared(platform.name, spared)
+
+
+async def _remove(platform: Platform, item: Found, removal: Awaitable[None]) -> None:
+    """Remove what nobody owns; one that can't be removed keeps none of the others, and the next sweep meets it again."""
+    log.warning("removing what nobody owns", platform=platform.name, name=item.ref.name)
+    try:
+        await removal
+    except RateLimited:
+        raise  # then none of the others can be either
+    except (PlatformError, TimeoutError) as e:
+        log.warning("it can't be removed", platform=platform.name, name=item.ref.name, error=str(e) or "no answer")
 
 
 def _row_ids(context: Context, names: Sequence[str], prefix: str) -> dict[str, str]:

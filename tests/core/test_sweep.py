@@ -161,6 +161,18 @@ async def test_a_platform_that_can_t_be_listed_is_skipped(here: World, error: Pl
     assert here.yard.machines == {}
 
 
+async def test_one_that_can_t_be_removed_keeps_nobody_else(here: World) -> None:
+    _, _, release = await here.deployed("echo")
+    await here.sql("update release set retired_at = now()")
+    stuck, other = sorted(remote_name(here.context.installation, new_id("run")) for _ in range(2))
+    for name in (stuck, other):
+        await stray(here, name)
+    here.yard.misbehave("stop", Transient(NAME, "stop", "no answer"))
+    await here.sweep()
+    assert list(here.yard.machines) == [stuck]
+    assert here.yard.units == {}, f"release {release.number} was not even looked at"
+
+
 async def test_what_goes_is_counted_against_the_whole_listing(here: World) -> None:
     for _ in range(sweep.ORPHANS_FLOOR + 1):
         await stray(here, remote_name(here.context.installation, new_id("run")))
