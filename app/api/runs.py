@@ -127,11 +127,13 @@ async def heartbeat_run(run: Opened, body: Heartbeat, session: Db) -> HeartbeatA
 
 
 @router.post("/logs", status_code=204)
-async def add_run_logs(run: Opened, request: Request, context: Ctx, session: Db) -> Response:
+async def add_run_logs(caller: Known, request: Request, context: Ctx) -> Response:
     """Take a batch of log lines."""
     raw = await read_body(request, 4 * 1024 * 1024, "a batch of lines")
     body = _parse(Lines, raw)
-    await report.add_logs(context, session, run, body.instance, body.seq, [line.model_dump() for line in body.lines])
+    lines = [line.model_dump() for line in body.lines]
+    async with context.sessions.begin() as session:  # not before: the body comes as slowly as its sender likes
+        await report.add_logs(context, session, await get_run(caller, session), body.instance, body.seq, lines)
     return Response(status_code=204)
 
 

@@ -1,8 +1,10 @@
 """The builder's side: who may say what, and that everything said twice counts once."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy.pool import QueuePool
 
 from app.models import Build
 from tests.support.builder import Builder
@@ -83,6 +85,28 @@ async def test_batches_sent_at_once_are_kept_once(here: World) -> None:
     answers = await asyncio.gather(*(builder.log("a", "b", "c") for _ in range(5)))
     assert {a.status_code for a in answers} == {204}
     assert await lines(here, builder) == ["a", "b", "c"]
+
+
+async def test_a_slow_batch_holds_no_connection(here: World) -> None:
+    _, builder = await claimed(here)
+    pool, slow = here.context.engine.pool, asyncio.Event()
+    assert isinstance(pool, QueuePool)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"instance": "machine-1", "seq": 0, '
+        slow.set()
+        await going.wait()
+        yield b'"lines": [{"t": 1, "s": "stdout", "m": "late"}]}'
+
+    going, url = asyncio.Event(), f"/v1/runs/{builder.run_id}/logs"
+    sending = asyncio.create_task(
+        here.http.post(url, content=body(), headers={"Authorization": f"Bearer {builder.token}"})
+    )
+    await slow.wait()
+    held = pool.checkedout()
+    going.set()
+    assert ((await sending).status_code, held) == (204, 0)
+    assert await lines(here, builder) == ["late"]
 
 
 async def test_a_long_line_and_strange_ones_are_kept_readable(here: World) -> None:
