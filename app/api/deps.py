@@ -10,7 +10,6 @@ import structlog
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from sqlalchemy.ext.asyncio import AsyncSession
-from starlette.requests import ClientDisconnect
 
 from app.builds.caller import authenticate
 from app.context import Context
@@ -171,17 +170,13 @@ def _fits(value: object, kind: type) -> bool:
 
 
 async def read_body(request: Request, limit: int, what: str) -> bytes:
-    """Return the body; Refusal 413 as soon as it goes over ``limit`` bytes, 400 when its sender leaves in the middle."""
+    """Return the body; Refusal 413 as soon as it goes over ``limit`` bytes."""
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
         raise too_large(f"{what} has {length} bytes; at most {limit} are taken")
     body = bytearray()
-    try:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > limit:
-                raise too_large(f"{what} has more than {limit} bytes")
-    except ClientDisconnect:
-        # A builder that is done drops what it was sending: nobody waits for an answer, and nothing crashed.
-        raise Refusal(400, "cut_short", f"{what} was cut short") from None
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise too_large(f"{what} has more than {limit} bytes")
     return bytes(body)

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
 from app.api.deps import identify
@@ -82,6 +83,11 @@ def install(app: FastAPI) -> None:
             detail = f"{request.method} is not allowed on {request.url.path[:256]}."
             headers["Allow"] = ", ".join(_allowed(request))
         return respond(request, Refusal(error.status_code, reason, detail, headers=headers))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, _error: Exception) -> JSONResponse:
+        # Who is done drops what was being sent, a builder for one: nobody waits for an answer, and nothing crashed.
+        return respond(request, Refusal(400, "cut_short", "The body was cut short."))
 
     @app.exception_handler(Exception)
     async def crashed(request: Request, error: Exception) -> JSONResponse:

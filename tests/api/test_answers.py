@@ -63,11 +63,16 @@ async def test_platforms_are_listed_with_what_they_can(here: World) -> None:
     assert item["traits"]["max_builders"] == here.yard.traits.max_builders
 
 
-async def ask(app: Any, method: str, path: str, key: str, on_start: Any, body: bytes = b"") -> int:
-    """Send a request over bare ASGI; ``on_start`` is awaited when the answer's head leaves. Returns the status."""
+async def ask(app: Any, method: str, path: str, key: str, on_start: Any, body: bytes | None = b"") -> int:
+    """Send a request over bare ASGI; ``on_start`` is awaited when the answer's head leaves. Returns the status.
+
+    Without a ``body`` the caller leaves where it should begin.
+    """
     sent: list[Message] = []
 
     async def receive() -> Message:
+        if body is None:
+            return {"type": "http.disconnect"}
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message: Message) -> None:
@@ -83,6 +88,12 @@ async def ask(app: Any, method: str, path: str, key: str, on_start: Any, body: b
     }  # fmt: skip
     await app(scope, receive, send)
     return int(sent[0]["status"])
+
+
+async def test_who_leaves_in_the_middle_of_a_body_crashes_nothing(here: World) -> None:
+    async def nothing() -> None: ...
+
+    assert await ask(here.app, "POST", "/v1/sources", here.key, nothing, None) == 400
 
 
 async def test_the_commit_is_done_before_the_answer_leaves(here: World) -> None:
