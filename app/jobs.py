@@ -58,7 +58,6 @@ RETENTION_SECONDS = 300.0
 UNNAMED_IMAGES = timedelta(hours=3)
 """How long an image without a row may be one that is still on its way: longer than any run."""
 RECONCILE_LOCK = 0x736C7072
-SWEEP_LOCK = 0x736C7073
 
 
 async def work(
@@ -151,8 +150,8 @@ async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await act()
-        except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
-            raise
+        except (ConnectionError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
+            raise  # the database is gone; any other OSError is a disk's or a time-out, and no reason to leave
         except Exception:
             log.exception("a periodic pass failed; the next one starts afresh")
         await asyncio.sleep(seconds)

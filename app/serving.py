@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
+STEADY_SECONDS = 60.0
+"""A worker that lived for longer did not leave because of how it was started."""
 SHUTDOWN_SECONDS = 15
 
 
@@ -220,8 +222,14 @@ async def supervised(context: Context, database_url: str, up: Up | None = None) 
             raise
         except Exception as e:  # noqa: BLE001 - whatever it was, the answer is another worker
             log.error("the worker left and is started again", error=_root(e))
-        failures = 0 if loop.time() - begun > 60 else failures + 1
-        await asyncio.sleep(RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1])
+        failures, pause = after_its_end(failures, loop.time() - begun)
+        await asyncio.sleep(pause)
+
+
+def after_its_end(failures: int, lived: float) -> tuple[int, float]:
+    """Return how often in a row workers have left early, one of them now after so many seconds, and the pause before the next."""
+    failures = 1 if lived > STEADY_SECONDS else failures + 1
+    return failures, RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1]
 
 
 def _root(error: BaseException) -> str:
