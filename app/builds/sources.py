@@ -54,6 +54,8 @@ def check_path(path: str) -> str | None:
         return f"a path has 1 to {MAX_PATH} characters"
     if path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
         return "a path must be relative, with `/` between its parts and without `..`"
+    if any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in path):  # surrogates: bytes that are no UTF-8
+        return "a path must be UTF-8 without control characters"
     if str(PurePosixPath(path)) != path:
         return "a path must be plain: no `./`, no `//`, no `/` at its end"
     return None

@@ -100,6 +100,8 @@ UNSAFE: dict[str, list[Entry]] = {
     "folder and file": [("a", info("a", tarfile.DIRTYPE)), ("a", b"")],
     "a long name": [("a" * 2000, b"")],
     "no plain path": [("a//b", b"")],
+    "a control character": [("a\nb", b"")],
+    "no UTF-8": [("a\udcff", b"")],
 }
 
 
