@@ -118,6 +118,8 @@ class Traits:
     """How long a builder must have been silent before it is looked at, and between two looks: each costs requests."""
     list_seconds: float = 0.0
     """How often a sweep may list what is there: each time costs requests of the account."""
+    rollout_replaces: bool = False
+    """Whether a release that goes live ends the one before it: nothing of that one is left to be put to sleep."""
     url_is_stable: bool = True
     remarks: tuple[str, ...] = ()
     """What a person should know before choosing it."""

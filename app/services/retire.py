@@ -13,7 +13,7 @@ from app import faults, outbox, queue
 from app.context import Context
 from app.lifecycle import ReleaseStatus
 from app.models import Release, Service
-from app.platforms.base import PlatformError
+from app.platforms.base import PlatformError, Traits
 from app.services import leave
 from app.services.release import ref_of
 from app.sql import Session
@@ -53,15 +53,19 @@ async def retire(context: Context, release_id: str) -> None:
         async with asyncio.timeout(CALL_SECONDS):
             if not kept:
                 await platform.services.retire(ref)
-            elif not waits or platform.traits.scale_to_zero == "manual":
+            elif _runs_on(platform.traits, away=waits):
                 await platform.services.sleep(ref)
-            # else callers of its old address still wake it there
     except (PlatformError, TimeoutError) as e:
         log.warning("retiring will be tried again", release_id=release.id, error=str(e) or type(e).__name__)
         return
     faults.at("retire.retired")
     await _record(context, release, kept=kept)
     faults.at("retire.recorded")
+
+
+def _runs_on(traits: Traits, *, away: bool) -> bool:
+    """Tell whether a superseded release runs until we put it to sleep; one of a service that moved ``away`` still has callers."""
+    return traits.scale_to_zero == "manual" if away else not traits.rollout_replaces
 
 
 async def _record(context: Context, release: Release, *, kept: bool) -> None:

@@ -115,6 +115,17 @@ async def test_the_newest_superseded_releases_are_kept_asleep(here: World) -> No
     assert here.yard.count("retire") == 1
 
 
+async def test_what_a_rollout_has_ended_is_not_put_to_sleep(here: World) -> None:
+    """Each look at it would cost requests of the account."""
+    replaces = dataclasses.replace(TRAITS, scale_to_zero="automatic", rollout_replaces=True)
+    here.context.catalog.held[NAME] = dataclasses.replace(here.context.catalog.held[NAME], traits=replaces)
+    releases = await deploy(here, "1", "2", "3", "4")
+    await here.hurry()
+    assert (here.yard.count("sleep"), here.yard.count("retire")) == (0, 1)
+    rows = [await here.one(Release, id=r.id) for r in releases]
+    assert [r.retired_at is not None for r in rows] == [True, False, False, False]
+
+
 def here_name(here: World, release: Release) -> str:
     return f"slp-{here.context.installation}-{release.id.replace('_', '-')}"
 

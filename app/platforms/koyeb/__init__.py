@@ -40,6 +40,7 @@ def traits(settings: Settings) -> Traits:
         promote_seconds=300.0,
         wake_seconds=koyeb.start_seconds + 30,
         list_seconds=60.0,
+        rollout_replaces=True,
         remarks=("Since Koyeb's sale in 2026 new organizations may get no account: for those that have one.",),
     )
 

@@ -36,6 +36,7 @@ TRAITS = Traits(
     poll_seconds=5.0,
     promote_seconds=300.0,
     wake_seconds=START_SECONDS + 30,
+    rollout_replaces=True,
 )
 #: Requests per hour and the largest service, by plan.
 PLANS = {
