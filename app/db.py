@@ -115,12 +115,13 @@ async def open_pool(url: str, *, size: int = 10) -> AsyncIterator[Pool]:
 
 @asynccontextmanager
 async def transaction(pool: Pool) -> AsyncIterator[Transaction]:
-    """Run a transaction in plain SQL; its outbox is written right before the commit, as a session's is."""
-    async with pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
-        ours = Transaction(connection)
-        async with connection.transaction():
-            yield ours
-            await outbox.write(ours)
+    """Run a transaction in plain SQL; its outbox is written right before the commit, as a session's is.
+
+    Raises ``outbox.LostError`` when a row that was to be moved along with it has moved on; nothing was done then.
+    """
+    async with pool.acquire(timeout=ACQUIRE_SECONDS) as connection, Transaction(connection) as ours:
+        yield ours
+        await outbox.write(ours)
     outbox.committed(ours.info)
 
 

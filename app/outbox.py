@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from asyncpg import DivisionByZeroError
 from pgqueuer.adapters.persistence.qb import QueryQueueBuilder
 from pgqueuer.adapters.persistence.query_helpers import normalize_enqueue_params
 from sqlalchemy import event
@@ -34,6 +35,10 @@ _BATCHES = """
 _JOBS = QueryQueueBuilder(SETTINGS).build_enqueue_query("skip").strip().removeprefix("WITH")
 
 
+class LostError(Exception):
+    """A row was no longer as it was read, so nothing of the transaction was done: start again from the row."""
+
+
 class OutboxSession(OrmSession):
     """A session that writes its outbox before it commits."""
 
@@ -50,7 +55,7 @@ def enqueue(session: Session, *nudges: Nudge) -> None:
 
 
 def write_along(session: Transaction, *update: Any) -> None:
-    """Make an update with the rest, in the one statement; its row is locked, so it can't miss. See ``sql.compose_update``."""
+    """Make an update with the rest, in the one statement; LostError when it misses. See ``sql.compose_update``."""
     session.info.setdefault("updates", []).append(update)
 
 
@@ -72,7 +77,10 @@ def afterwards(session: Session, act: Callable[[], None]) -> None:
 async def write(transaction: Transaction) -> None:
     """Write what a transaction has to say; its last statement."""
     if found := _statement(transaction.info):
-        await sql.fetch(transaction, found[0], *found[1])
+        try:
+            await transaction.fetch(found[0], *found[1], last=True)
+        except DivisionByZeroError as e:
+            raise LostError from e
 
 
 def committed(info: dict[Any, Any]) -> None:

@@ -9,7 +9,7 @@ no session behind them: changing one changes nothing in the database.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import asyncpg
 from pydantic_core import to_json
@@ -29,11 +29,31 @@ _DIALECT = dialect.dialect()  # type: ignore[no-untyped-call]
 
 
 class Transaction:
-    """One transaction on a connection of asyncpg's; ``info`` holds its outbox, as a session's does."""
+    """One transaction on a connection of asyncpg's; ``info`` holds its outbox, as a session's does.
+
+    Its first statement begins it. One that consists of nothing but its ``last`` needs neither BEGIN nor COMMIT.
+    """
 
     def __init__(self, connection: Any) -> None:
-        self.connection = connection
         self.info: dict[Any, Any] = {}
+        self._connection = connection
+        self._begun: Any = None
+
+    async def fetch(self, statement: str, *values: Any, last: bool = False) -> Sequence[Record]:
+        """Run a statement and return its rows."""
+        if self._begun is None and not last:
+            begun = self._connection.transaction()
+            await begun.__aenter__()
+            self._begun = begun
+        rows: Sequence[Record] = await self._connection.fetch(statement, *values)
+        return rows
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._begun is not None:
+            await self._begun.__aexit__(*error)
 
 
 Session = AsyncSession | Transaction
@@ -61,8 +81,7 @@ def after(seconds: float) -> Expression:
 async def fetch(session: Session, statement: str, *values: Any) -> Sequence[Record]:
     """Run a statement in the session's transaction and return its rows."""
     if isinstance(session, Transaction):
-        rows: Sequence[Record] = await session.connection.fetch(statement, *values)
-        return rows
+        return await session.fetch(statement, *values)
     result = await (await session.connection()).exec_driver_sql(statement, values)
     return result.mappings().all() if result.returns_rows else []  # type: ignore[return-value]
 

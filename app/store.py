@@ -60,7 +60,7 @@ async def move(
     *,
     where: tuple[ColumnElement[bool] | Expression, ...] = (),
     event: dict[str, Any] | None = None,
-    locked: bool = False,
+    along: bool = False,
     **values: Any,
 ) -> bool:
     """Move ``row`` from the status it was read in to ``to``; return whether it was still there.
@@ -68,9 +68,9 @@ async def move(
     ``values`` are set along with it, ``where`` are further conditions, ``event`` is the data of the event that is
     written. What was set is set on the object too. Raises ValueError on a move that TRANSITIONS doesn't have.
 
-    ``locked``: the row was read under a lock that this transaction holds, so the move can't lose. In plain SQL it is then
-    written with the outbox, in the same statement, and what the database works out does not come back to the object: its
-    times are then those of this process's clock.
+    ``along``: in plain SQL it is written with the outbox, in the same statement, and what the database works out does not
+    come back to the object: its times are then those of this process's clock. It can't lose where this transaction holds a
+    lock on the row; where it does, the whole transaction comes to ``outbox.LostError``.
     """
     model, before, now = type(row), row.status, datetime.now(UTC)
     since = row.updated_at if isinstance(row, Build) else None
@@ -84,7 +84,7 @@ async def move(
     if is_terminal(to) and not isinstance(row, Run | Release) and "next_check_at" not in values:
         values["next_check_at"] = None
     key = {"id": row.id, "status": before}
-    if locked and isinstance(session, Transaction):
+    if along and isinstance(session, Transaction):
         outbox.write_along(session, model, key, where, values)
         fresh: Mapping[str, Any] | None = {
             n: now if v is NOW else getattr(row, n) for n, v in values.items() if isinstance(v, Expression)

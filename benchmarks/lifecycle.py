@@ -281,8 +281,7 @@ async def _in_process(url: str, home: Path) -> float:
             return build.id
 
         async def finish(row: asyncpg.Record) -> None:
-            async with db.transaction(context.pool) as session:
-                orders = await report.claim(context, session, Caller(row["run_id"], row["key_id"]), "i")
+            orders = await report.claim(context, Caller(row["run_id"], row["key_id"]), "i")
             repository = orders["image"]["repository"]
             template.put(repository)
             completion = complete.Completion.model_validate(template.completion(repository, row["source_digest"]))

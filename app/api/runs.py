@@ -13,7 +13,6 @@ from app.api.problems import from_validation, responses
 from app.api.schemas import Answer
 from app.builds import complete, report
 from app.builds.caller import Caller, authenticate
-from app.db import transaction
 from app.models import Run
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"], responses=responses(403, 404, 409, 410))
@@ -110,8 +109,7 @@ OpenedApart = Annotated[Run, Depends(get_run_apart)]
 @router.post("/claim")
 async def claim_run(caller: Known, body: FromBuilder, context: Ctx) -> Orders:
     """Take the run; the first instance wins and gets its orders."""
-    async with transaction(context.pool) as session:
-        return Orders(await report.claim(context, session, caller, body.instance))
+    return Orders(await report.claim(context, caller, body.instance))
 
 
 @router.get("/source", response_class=StreamingResponse)

@@ -132,7 +132,7 @@ async def complete(context: Context, caller: Caller, message_id: str, completion
     On success the image is checked in the registry first, outside any transaction; the artifact, both moves, the release
     and the next job are then one transaction. Raises 503 while the registry does not answer: the builder tries again.
     """
-    build, run = await look(context.pool, caller.run_id) or (None, None)
+    build, run, _ = await look(context.pool, caller.run_id) or (None, None, None)
     run = caller.is_of(run)
     assert build is not None
     logs.about(build, run)
@@ -231,7 +231,7 @@ async def _succeed(
     assert completion.source is not None
     await end_run(
         context, session, run, RunStatus.SUCCEEDED,
-        timings=completion.timings, isolation=completion.isolation, exit_code=completion.exit_code, locked=True, **kept,
+        timings=completion.timings, isolation=completion.isolation, exit_code=completion.exit_code, along=True, **kept,
     )  # fmt: skip
     artifact = await sql.insert(
         session,

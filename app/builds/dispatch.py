@@ -110,7 +110,7 @@ async def _claim(context: Context, session: Session, build: Build) -> Launch | N
         session,
         build,
         BuildStatus.DISPATCHING,
-        locked=True,
+        along=True,
         attempt=build.attempt + 1,
         not_before=None,
         next_check_at=after(CLAIM_SECONDS),
@@ -221,23 +221,31 @@ async def _launch(context: Context, build: Build, launch: Launch) -> None:
 async def _record(context: Context, build: Build, launch: Launch, launched: Launched) -> None:
     run = launch.run
     tried: dict[str, Any] = {"tried": targets.together(build.tried, launch.full)} if launch.full else {}
+    found = {
+        "handle": launched.handle,
+        "region": launched.region,
+        "effective": asdict(launched.effective),
+        "launched_at": NOW,
+        "cleaned_at": None,  # whatever a clean-up saw, it was before this
+        "next_check_at": after(RUNNING_CHECK_SECONDS),
+    }
+    try:
+        async with transaction(context.pool) as session:
+            # Build before run, as everywhere.
+            mine, open_still = Expression("attempt = ?", (run.attempt,)), Expression("finished_at is null")
+            await store.move(
+                session, build, BuildStatus.BUILDING, where=(mine,), along=True, next_check_at=None, **tried
+            )
+            outbox.write_along(session, Run, {"id": run.id}, (open_still,), found)
+    except outbox.LostError:
+        await _record_late(context, run, found)
+
+
+async def _record_late(context: Context, run: Run, found: dict[str, Any]) -> None:
+    """Record the machine of a run whose builder's own claim was faster, or whose build is over."""
     async with transaction(context.pool) as session:
-        # Build before run, as everywhere; False when the builder's own claim was faster, or the build is over.
-        mine = Expression("attempt = ?", (run.attempt,))
-        await store.move(session, build, BuildStatus.BUILDING, where=(mine,), next_check_at=None, **tried)
         # Whatever the status is by now: without its handle the machine is harder to clean up.
-        recorded = await sql.update(
-            session,
-            Run,
-            {"id": run.id},
-            returning=("finished_at",),
-            handle=launched.handle,
-            region=launched.region,
-            effective=asdict(launched.effective),
-            launched_at=NOW,
-            cleaned_at=None,  # whatever a clean-up saw, it was before this
-            next_check_at=after(RUNNING_CHECK_SECONDS),
-        )
+        recorded = await sql.update(session, Run, {"id": run.id}, returning=("finished_at",), **found)
         if recorded is not None and recorded["finished_at"] is not None:
             # Over before the handle was known: the clean-up may have run too early.
             host_bound = context.catalog.host_bound(run.platform)

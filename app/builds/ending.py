@@ -1,6 +1,7 @@
 """How a run ends, and whether its build gets another: shared by every verb that ends one."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from app import outbox, queue, sql, store
@@ -28,16 +29,16 @@ WAITS = frozenset({Reason.NO_CAPACITY, Reason.PLATFORM_MISCONFIGURED})
 
 
 _LOOK = f"""
-    select {sql.columns(Build, "build", "b_")}, {sql.columns(Run, "run", "r_")}
+    select {sql.columns(Build, "build", "b_")}, {sql.columns(Run, "run", "r_")}, now() as now
     from build join run on run.build_id = build.id where run.id = $1
 """  # noqa: S608 - our own names
 _LOCK = f"{_LOOK} for update of build, run"
 
 
-async def look(pool: Pool, run_id: str) -> tuple[Build, Run] | None:
-    """Return a run and its build as they are now; None when they are gone."""
+async def look(pool: Pool, run_id: str) -> tuple[Build, Run, datetime] | None:
+    """Return a run and its build as they are now, and the database's time; None when they are gone."""
     pair = await pool.fetchrow(_LOOK, run_id)
-    return (sql.load(Build, pair, "b_"), sql.load(Run, pair, "r_")) if pair else None
+    return (sql.load(Build, pair, "b_"), sql.load(Run, pair, "r_"), pair["now"]) if pair else None
 
 
 async def lock(session: Session, run_id: str) -> tuple[Build, Run] | None:
@@ -72,7 +73,7 @@ async def end_run(
     to: RunStatus,
     *,
     message: str | None = None,
-    locked: bool = False,
+    along: bool = False,
     **values: Any,
 ) -> bool:
     """Move a run to a terminal status and ask for its machine to be removed; False when it had ended already."""
@@ -80,9 +81,7 @@ async def end_run(
         return False
     check = after(CLEANUP_CHECK_SECONDS)
     event = {"reason": str(values["reason"])} if values.get("reason") else None
-    if not await store.move(
-        session, run, to, message=message, next_check_at=check, event=event, locked=locked, **values
-    ):
+    if not await store.move(session, run, to, message=message, next_check_at=check, event=event, along=along, **values):
         return False
     host_bound = context.catalog.host_bound(run.platform)
     outbox.enqueue(session, queue.Nudge(queue.Job.CLEANUP, run.id, host_bound=host_bound))
@@ -95,11 +94,11 @@ async def go_on(
     """Move a build that has its artifact on: to a release, or to its end without a service. All rows are locked."""
     values |= {"artifact_id": artifact.id, "message": None}
     if service is None:
-        await store.move(session, build, BuildStatus.SUCCEEDED, locked=True, **values)
+        await store.move(session, build, BuildStatus.SUCCEEDED, along=True, **values)
         return
     release_id = new_id("rel")
     values |= {"next_check_at": None, "release_id": release_id}
-    await store.move(session, build, BuildStatus.PROMOTING, locked=True, **values)
+    await store.move(session, build, BuildStatus.PROMOTING, along=True, **values)
     await create_release(context, session, service, kind="build", artifact=artifact, build=build, release_id=release_id)
 
 

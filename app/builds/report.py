@@ -5,7 +5,7 @@ builder retries until it is told off. How a run ends is in ``complete``.
 """
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -16,16 +16,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import logs, outbox, sql, store
 from app.builds import cache, sources
 from app.builds.caller import Caller
-from app.builds.ending import lock
+from app.builds.ending import look
 from app.builds.limits import limits
 from app.context import Context
-from app.db import moment
+from app.db import moment, transaction
 from app.errors import Refusal, conflict, unavailable
 from app.images.access import PushGrant
 from app.images.errors import RegistryError
 from app.lifecycle import BuildStatus, RunStatus, is_terminal
 from app.models import Build, Project, Run, RunLog
-from app.sql import NOW, Expression, Session
+from app.sql import NOW
 
 log = structlog.get_logger()
 
@@ -49,33 +49,43 @@ def _holds(run: Run, instance: str) -> None:
 # --------------------------------------------------------------------------------------------------- while it works
 
 
-async def claim(context: Context, session: Session, caller: Caller, instance: str) -> dict[str, Any]:
+async def claim(context: Context, caller: Caller, instance: str) -> dict[str, Any]:
     """Give the run to the first instance that asks and return its orders; the same instance may ask again."""
-    build, run = await lock(session, caller.run_id) or (None, None)
-    run = caller.is_of(run)
-    assert build is not None
-    logs.about(build, run)
-    if is_terminal(run.status):
-        raise over(run)
-    if run.instance is None:
-        # The caller's time-out begins now: pulling an image or making a seed is not the build's fault.
-        seconds = float(build.spec["builder"]["timeout_seconds"])
-        until = Expression("least(deadline_at, now() + make_interval(secs => ?))", (seconds,))
-        values: dict[str, Any] = {"instance": instance, "claimed_at": NOW, "heartbeat_at": NOW, "deadline_at": until}
-        await store.move(session, run, RunStatus.RUNNING, event={"instance": instance}, **values)
+    while True:
+        build, run, now = await look(context.pool, caller.run_id) or (None, None, None)
+        run = caller.is_of(run)
+        assert build is not None
+        assert now is not None
+        logs.about(build, run)
+        if is_terminal(run.status):
+            raise over(run)
+        if run.instance is None:
+            try:
+                await _give(context, build, run, instance, now)
+            except outbox.LostError:
+                continue  # a step further on than it was read, and there are few steps
+        elif run.instance != instance:
+            raise conflict("run_claimed", f"Run {run.id} is held by another instance; exit without doing anything.")
+        return orders(context, build, run, await _most_bytes(context, build))
+
+
+async def _give(context: Context, build: Build, run: Run, instance: str, now: datetime) -> None:
+    """Give a run to an instance, by one statement; LostError when somebody else was faster."""
+    # The caller's time-out begins now: pulling an image or making a seed is not the build's fault.
+    until = min(run.deadline_at, now + timedelta(seconds=build.spec["builder"]["timeout_seconds"]))
+    values: dict[str, Any] = {"instance": instance, "claimed_at": NOW, "heartbeat_at": NOW, "deadline_at": until}
+    async with transaction(context.pool) as session:
+        if build.status == BuildStatus.DISPATCHING:  # build before run, as everywhere
+            await store.move(session, build, BuildStatus.BUILDING, next_check_at=None, along=True)
+        await store.move(session, run, RunStatus.RUNNING, event={"instance": instance}, along=True, **values)
         outbox.mark(session, "claim.committed")
-        if build.status == BuildStatus.DISPATCHING:
-            await store.move(session, build, BuildStatus.BUILDING, next_check_at=None, locked=True)
-    elif run.instance != instance:
-        raise conflict("run_claimed", f"Run {run.id} is held by another instance; exit without doing anything.")
-    return orders(context, build, run, await _most_bytes(context, session, build))
 
 
-async def _most_bytes(context: Context, session: Session, build: Build) -> int:
+async def _most_bytes(context: Context, build: Build) -> int:
     """Return how large a source its builder may fetch; what is an archive was measured when it came."""
     if build.source["kind"] != "git":
         return context.settings.max_source_bytes
-    row = await sql.fetch_one(session, "select * from project where id = $1", build.project_id)
+    row = await context.pool.fetchrow("select * from project where id = $1", build.project_id)
     assert row is not None
     return limits(context.settings, sql.load(Project, row)).source_bytes
 

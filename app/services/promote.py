@@ -88,16 +88,14 @@ async def _switch(context: Context, session: Session, claimed: Claimed, address:
         await store.move(session, old, ReleaseStatus.SUPERSEDED, next_check_at=check, **kept)
         retire.nudge(context, session, old, delay=context.settings.drain_seconds)
     event = {"number": release.number}
-    await store.move(
-        session, release, ReleaseStatus.LIVE, next_check_at=None, event=event, locked=True, **claimed.found
-    )
+    await store.move(session, release, ReleaseStatus.LIVE, next_check_at=None, event=event, along=True, **claimed.found)
     stable = bool(release.config.get("stable_name"))
     ours = gateway_url(context, service, release.platform, stable_name=stable)
     await store.move(
         session,
         service,
         ServiceStatus.RUNNING,
-        locked=True,
+        along=True,
         live_release_id=release.id,
         platform=release.platform,
         url=ours or release.url,
@@ -111,7 +109,7 @@ async def _switch(context: Context, session: Session, claimed: Claimed, address:
         event={"release_id": release.id, "instance_id": address.instance_id},
     )
     if build is not None and build.status == BuildStatus.PROMOTING:
-        await store.move(session, build, BuildStatus.SUCCEEDED, locked=True)
+        await store.move(session, build, BuildStatus.SUCCEEDED, along=True)
     await next_pending(context, session, service.id)
 
 

@@ -4,11 +4,10 @@ import asyncio
 import importlib
 import itertools
 
-import asyncpg
 import pytest
 from sqlalchemy import update
 
-from app import sql, store
+from app import outbox, sql, store
 from app.db import transaction
 from app.lifecycle import (
     AT_REST,
@@ -155,12 +154,33 @@ async def test_a_move_under_a_lock_that_nobody_holds_ends_its_transaction(here: 
             row = await sql.fetch_one(session, "select * from build where id = $1", build.id)
             assert row is not None
             await here.sql("update build set status = 'dispatching'")
-            await store.move(session, sql.load(Build, row), BuildStatus.CANCELED, locked=True)
+            await store.move(session, sql.load(Build, row), BuildStatus.CANCELED, along=True)
 
-    with pytest.raises(asyncpg.DivisionByZeroError):
+    with pytest.raises(outbox.LostError):
         await moves_without_lock()
     assert len(await here.rows(Event)) == before
     assert (await here.one(Build, id=build.id)).status == "dispatching"
+
+
+async def test_moves_in_one_statement_are_made_together_or_not_at_all(here: World) -> None:
+    seen = [await here.submit(), await here.submit()]
+    before = len(await here.rows(Event))
+
+    async def cancel_both() -> None:
+        async with transaction(here.context.pool) as session:
+            for build in seen:
+                await store.move(session, build, BuildStatus.CANCELED, along=True)
+
+    await here.sql("update build set status = 'dispatching' where id = :id", id=seen[1].id)
+    with pytest.raises(outbox.LostError):
+        await cancel_both()
+    assert [b.status for b in await here.rows(Build)] == ["queued", "dispatching"]
+    assert len(await here.rows(Event)) == before
+    await here.sql("update build set status = 'queued'")
+    seen = await here.rows(Build)
+    await cancel_both()
+    assert [b.status for b in await here.rows(Build)] == ["canceled"] * 2
+    assert len(await here.rows(Event)) == before + 2
 
 
 async def test_every_change_of_status_has_an_event(here: World) -> None:
