@@ -4,10 +4,16 @@ An address that is an IP address belongs to one instance, which may be told the 
 name is shared by many services, and the edge behind it finds the service by that name and by no other.
 """
 
+import contextlib
 import ipaddress
 from urllib.parse import urlsplit
 
+import httpx
+
+from app.platforms.http import trust
 from app.settings import is_loopback
+
+KNOCK_SECONDS = 10.0
 
 
 def own_name(url: str) -> str | None:
@@ -33,3 +39,11 @@ def request_for(url: str) -> tuple[str, dict[str, str]]:
         return url, {}
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{host}{port}{parts.path}", {"Host": parts.netloc}
+
+
+async def knock(url: str) -> None:
+    """Send one request, which is what wakes a service that its platform put to sleep; how it is answered does not matter."""
+    base, headers = request_for(url)
+    async with httpx.AsyncClient(timeout=KNOCK_SECONDS, trust_env=not is_loopback(url), verify=trust()) as http:
+        with contextlib.suppress(httpx.HTTPError):
+            await http.get(base, headers=headers)

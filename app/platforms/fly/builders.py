@@ -26,8 +26,8 @@ from app.platforms.failures import Missing
 from app.platforms.fly import phases, sizes
 from app.platforms.fly.answers import Machine
 from app.platforms.fly.client import NAME, FlyClient
-from app.platforms.fly.locks import Locks
 from app.platforms.fly.places import KEY, NewMachine, Sleep, ensure_app, find_machine, make_machine
+from app.platforms.locks import Locks
 
 FRESH_SECONDS = 10.0
 """For how long a machine that we made may be unknown to a look at it."""

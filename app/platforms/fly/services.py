@@ -37,9 +37,9 @@ from app.platforms.fly import phases, sizes
 from app.platforms.fly.answers import Machine
 from app.platforms.fly.builders import lines
 from app.platforms.fly.client import NAME, FlyClient, bare
-from app.platforms.fly.locks import Locks
 from app.platforms.fly.places import KEY, NewMachine, Sleep, ensure_app, find_app, find_machine, make_machine
 from app.platforms.http import trust
+from app.platforms.locks import Locks
 from app.settings import FlySettings
 
 SETTLE_SECONDS = 10.0

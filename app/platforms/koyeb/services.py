@@ -10,14 +10,10 @@ Of a service's deployments only two matter: the latest, which was asked for, and
 
 import asyncio
 import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import httpx
-
-from app.platforms.address import request_for
+from app.platforms.address import knock
 from app.platforms.base import (
     Address,
     Found,
@@ -36,7 +32,6 @@ from app.platforms.base import (
     Transient,
 )
 from app.platforms.failures import Conflict, Missing
-from app.platforms.http import trust
 from app.platforms.koyeb import definitions
 from app.platforms.koyeb.answers import App, Deployment, Instance, Service
 from app.platforms.koyeb.client import NAME, Json
@@ -53,13 +48,13 @@ from app.platforms.koyeb.common import (
     reasons,
 )
 from app.platforms.koyeb.secrets import Secrets
+from app.platforms.locks import Locks
 
 CRASHES = 2
 """So many instances that ended mean that the next one will end, too; Koyeb goes on for a quarter of an hour."""
 CRASHED = "the program ended"
 TAIL = 20
 WAKE_SECONDS = 25.0
-KNOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +76,7 @@ class KoyebServices:
         self._client = account.client
         self._secrets = Secrets(account.client)
         self._domains: dict[str, str] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._users: Counter[str] = Counter()
+        self._locks = Locks()
 
     def fit(self, size: Size) -> Size:
         """See ``Services``."""
@@ -95,7 +89,7 @@ class KoyebServices:
         size = fit(spec.size)
         definition = definitions.web(spec, size, self._account.settings)
         regions = spec.regions or self._account.settings.regions
-        async with self._alone(spec.service):
+        async with self._locks.of(spec.service):
             app = await self._account.need_app(spec.service, delete_when_empty=True)
             service = await self._service_of(app)
             seen = await self._seen(service, spec.release) if service else None
@@ -219,7 +213,7 @@ class KoyebServices:
 
     async def sleep(self, ref: ServiceRef) -> None:
         """Pause the service if this release is the one that serves; a superseded one has no machine to stop."""
-        async with self._alone(ref.service):
+        async with self._locks.of(ref.service):
             seen = await self._find(ref)
             if seen is None or seen.deployment is None or not seen.latest or seen.other_serves:
                 return
@@ -234,7 +228,7 @@ class KoyebServices:
 
     async def wake(self, ref: ServiceRef) -> Address:
         """Resume a paused service, knock at a sleeping one, and wait until it listens."""
-        async with self._alone(ref.service):
+        async with self._locks.of(ref.service):
             seen = await self._find(ref)
             if seen is None or seen.deployment is None:
                 raise StartFailed(NAME, "wake", "there is no such release")
@@ -254,17 +248,10 @@ class KoyebServices:
                 message = seen.message or "it does not run"
                 raise StartFailed(NAME, "wake", message, reason="crashed_at_start" if crashed else "not_listening")
             if seen.phase is Phase.ASLEEP and seen.address:
-                await self._knock(seen.address.url)
+                await knock(seen.address.url)
             if loop.time() > until:
                 raise StartFailed(NAME, "wake", "it did not listen in time", reason="not_listening")
             await self._account.sleep(self._account.poll_seconds)
-
-    async def _knock(self, url: str) -> None:
-        """Send one request, which is what wakes a sleeping service; how it is answered does not matter here."""
-        base, headers = request_for(url)
-        async with httpx.AsyncClient(timeout=KNOCK_SECONDS, trust_env=False, verify=trust()) as http:
-            with contextlib.suppress(httpx.HTTPError):
-                await http.get(base, headers=headers)
 
     async def activate(self, ref: ServiceRef) -> None:
         """Nothing to do: Koyeb moved the traffic when the deployment became healthy."""
@@ -273,7 +260,7 @@ class KoyebServices:
 
     async def retire(self, ref: ServiceRef) -> None:
         """Cancel the release's rollout if it is under way, and remove its secrets unless it is what serves."""
-        async with self._alone(ref.service):
+        async with self._locks.of(ref.service):
             seen = await self._find(ref)
             if seen and seen.deployment and seen.latest:
                 if seen.deployment.status in COMING:
@@ -286,7 +273,7 @@ class KoyebServices:
 
     async def delete(self, ref: ServiceRef) -> None:
         """Remove service, app and secrets, in this order: what is in use may not be removable."""
-        async with self._alone(ref.service):
+        async with self._locks.of(ref.service):
             if app := await self._account.find_app(ref.service):
                 for service in await self._client.services(app.id):
                     if service.status not in GONE:
@@ -350,19 +337,6 @@ class KoyebServices:
     async def _service_of(self, app: App) -> Service | None:
         found = await self._client.services(app.id, definitions.SERVICE)
         return next((s for s in found if s.status not in LEAVING), None)
-
-    @contextlib.asynccontextmanager
-    async def _alone(self, service: str) -> AsyncIterator[None]:
-        """Change one service by one caller at a time: a look and what follows from it belong together."""
-        lock = self._locks.setdefault(service, asyncio.Lock())
-        self._users[service] += 1
-        try:
-            async with lock:
-                yield
-        finally:
-            self._users[service] -= 1
-            if not self._users[service]:
-                del self._locks[service], self._users[service]
 
 
 def _handle(seen: Seen) -> str:

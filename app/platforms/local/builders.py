@@ -14,6 +14,7 @@ from app.platforms.local.sandbox import Mount
 from app.platforms.local.spawner import Spawner
 from app.platforms.local.state import remove_tree
 from app.platforms.local.toolchain import Toolchain, package_folder, site_folder
+from app.platforms.locks import Locks
 from app.settings import MIB
 
 KEEP_ENDED = 3600.0
@@ -42,7 +43,7 @@ class LocalBuilders:
         self._cache = cache
         self._progress = progress
         self._program = tuple(program)
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks = Locks()
         self.overlay = True
 
     async def open(self) -> None:
@@ -64,7 +65,7 @@ class LocalBuilders:
         size = self.fit(spec.size)
         self._tools.need_sandbox("launch")
         self._tools.need_go("launch")
-        async with self._locks.setdefault(spec.name, asyncio.Lock()):
+        async with self._locks.of(spec.name):
             if self._get(spec.name) is None:
                 cache = await self._cache.ready(self._progress)
                 command = await asyncio.to_thread(self._command, spec, size, cache)
@@ -136,14 +137,13 @@ class LocalBuilders:
 
     async def stop(self, ref: Ref) -> None:
         """End it at once and remove its folder."""
-        async with self._locks.setdefault(ref.name, asyncio.Lock()):
+        async with self._locks.of(ref.name):
             process = self._get(ref.name)
             if process is not None:
                 process.record.stopped = True
                 await self._processes.kill(process)
                 await self._processes.forget(ref.name)
             await asyncio.to_thread(remove_tree, self._runs / ref.name)
-        self._locks.pop(ref.name, None)
 
     async def list_ours(self, installation: str) -> Listing:
         """List builders, ended ones too."""

@@ -24,6 +24,7 @@ from app.images.errors import ImageInvalid, ImageNotFound, RegistryDenied, Regis
 from app.platforms.base import ImageRef, Misconfigured, PlatformError, Rejected, Transient
 from app.platforms.local.state import remove_tree
 from app.platforms.local.unpack import Unpacking
+from app.platforms.locks import Locks
 from app.settings import MIB
 
 MANIFESTS = {"application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"}
@@ -46,7 +47,7 @@ class Images:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks = Locks()
 
     def find(self, digest: str) -> Image | None:
         """Return an image that is there already. Blocks for a small file."""
@@ -59,7 +60,7 @@ class Images:
 
     async def ensure(self, ref: ImageRef) -> Image:
         """Return the image, pulling it when it isn't there. Raises Transient, Misconfigured or Rejected."""
-        async with self._locks.setdefault(ref.digest, asyncio.Lock()):
+        async with self._locks.of(ref.digest):
             found = await asyncio.to_thread(self.find, ref.digest)
             if found is not None:
                 return found
@@ -110,7 +111,7 @@ class Images:
             if path.name.startswith(".draft-"):
                 continue
             digest = path.name.replace("-", ":", 1)
-            async with self._locks.setdefault(digest, asyncio.Lock()):
+            async with self._locks.of(digest):
                 if digest not in used():
                     trash = path.with_name(f".draft-{secrets.token_hex(6)}")
                     await asyncio.to_thread(path.rename, trash)

@@ -39,6 +39,7 @@ from app.platforms.local.processes import Processes
 from app.platforms.local.rootfs import Image, Images
 from app.platforms.local.state import Seal, read_all, write_json
 from app.platforms.local.toolchain import Toolchain
+from app.platforms.locks import Locks
 from app.settings import MIB
 
 START_SECONDS = 10.0
@@ -85,7 +86,7 @@ class LocalServices:
         self._start_seconds = start_seconds
         self._stop_grace = stop_grace
         self._clock = clock
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks = Locks()
         self._releases: dict[str, Release] = {}
         self._deploying: set[str] = set()
 
@@ -102,9 +103,6 @@ class LocalServices:
                 await self._processes.stop(process, 0)
                 await self._processes.forget(process.record.name)
 
-    def _lock(self, name: str) -> asyncio.Lock:
-        return self._locks.setdefault(name, asyncio.Lock())
-
     def _process(self, name: str) -> Process | None:
         process = self._processes.live.get(name)
         return process if process is not None and process.record.kind == "service" else None
@@ -119,7 +117,7 @@ class LocalServices:
         """Pull the image, write the release down and start it; a second call finds the first."""
         size = self.fit(spec.size)
         self._tools.need_sandbox("deploy")
-        async with self._lock(spec.release):
+        async with self._locks.of(spec.release):
             launched = Launched(handle=spec.release, region=None, effective=size)
             release = self._releases.get(spec.release)
             if release is not None and (not release.awake or self._process(spec.release) is not None):
@@ -224,7 +222,7 @@ class LocalServices:
 
     async def sleep(self, ref: ServiceRef) -> None:
         """SIGTERM, five seconds, SIGKILL; the process is gone when this returns."""
-        async with self._lock(ref.release):
+        async with self._locks.of(ref.release):
             release, process = self._releases.get(ref.release), self._process(ref.release)
             if release is None:
                 return
@@ -236,7 +234,7 @@ class LocalServices:
 
     async def wake(self, ref: ServiceRef) -> Address:
         """Start it and return once it listens, some milliseconds later; many at once cause one start."""
-        async with self._lock(ref.release):
+        async with self._locks.of(ref.release):
             release, process = self._releases.get(ref.release), self._process(ref.release)
             if release is None:
                 raise Rejected("local", "wake", f"there is no release {ref.release}")
@@ -281,14 +279,13 @@ class LocalServices:
 
     async def retire(self, ref: ServiceRef) -> None:
         """Remove one release, its log, and its image when no other release has it."""
-        async with self._lock(ref.release):
+        async with self._locks.of(ref.release):
             process = self._process(ref.release)
             if process is not None:
                 await self._processes.stop(process, self._stop_grace)
             await self._processes.forget(ref.release)
             await asyncio.to_thread((self._folder / f"{ref.release}.json").unlink, missing_ok=True)
             self._releases.pop(ref.release, None)
-        self._locks.pop(ref.release, None)
         await self._images.collect(self._used)
 
     def _used(self) -> set[str]:

@@ -4,13 +4,11 @@ A run carries nothing that it could be found by, so the job is made for one buil
 are scarce (1,000 an hour for the account), so a builder at work is looked at once a minute at most; it reports by itself.
 """
 
-import asyncio
 import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
-from weakref import WeakValueDictionary
 
 from app.platforms.base import (
     BuilderSpec,
@@ -27,6 +25,7 @@ from app.platforms.base import (
     Transient,
 )
 from app.platforms.failures import Missing
+from app.platforms.locks import Locks
 from app.platforms.northflank import names
 from app.platforms.northflank.answers import Run
 from app.platforms.northflank.client import LIST_SECONDS, NAME, Client, Seldom
@@ -57,7 +56,7 @@ class NorthflankBuilders:
         self._listing = Seldom(list_seconds, clock)
         self._now = now
         self._seen: dict[str, tuple[float, Inspection]] = {}
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks = Locks()
 
     def fit(self, size: Size) -> Size:
         """Return the smallest plan that is enough."""
@@ -70,7 +69,7 @@ class NorthflankBuilders:
         size = self.fit(spec.size)
         body = self._job(spec, size)
         # Two launches at once in two processes are kept apart by the builder's claim; here they are one.
-        async with self._locks.setdefault(spec.name, asyncio.Lock()):
+        async with self._locks.of(spec.name):
             try:
                 await self._client.put_job(body)
             except Missing as e:

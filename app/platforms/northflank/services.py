@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
-from weakref import WeakValueDictionary
 
 from app.platforms.base import (
     Address,
@@ -31,6 +30,7 @@ from app.platforms.base import (
     Transient,
 )
 from app.platforms.failures import Conflict, Missing
+from app.platforms.locks import Locks
 from app.platforms.northflank import answers, names
 from app.platforms.northflank.client import LIST_SECONDS, NAME, Client, Seldom
 from app.platforms.northflank.edge import Edge
@@ -75,10 +75,7 @@ class NorthflankServices:
         self._sleep = sleep
         self._clock = clock
         self._listing = Seldom(list_seconds, clock)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    def _lock(self, nf_id: str) -> asyncio.Lock:
-        return self._locks.setdefault(nf_id, asyncio.Lock())
+        self._locks = Locks()
 
     def fit(self, size: Size) -> Size:
         """Return the smallest plan that is enough."""
@@ -95,7 +92,7 @@ class NorthflankServices:
         size = names.fit(spec.size, "deploy")
         nf_id = names.service_id(spec.service, spec.release)
         image = names.image_path(self._image(spec), "deploy")
-        async with self._lock(nf_id):
+        async with self._locks.of(nf_id):
             found = await self._client.service(nf_id)
             begun = found is not None and found.asleep and bool(spec.secrets)
             if found is None or begun:
@@ -225,7 +222,7 @@ class NorthflankServices:
     async def sleep(self, ref: ServiceRef) -> None:
         """Pause it, and wait until that is done: a resume that comes before would be lost."""
         nf_id = names.service_id(ref.service, ref.release)
-        async with self._lock(nf_id):
+        async with self._locks.of(nf_id):
             service = await self._client.service(nf_id, kind="stop")
             if service is None or service.asleep:
                 return
@@ -243,7 +240,7 @@ class NorthflankServices:
     async def wake(self, ref: ServiceRef) -> Address:
         """Resume it, and return once the edge passes requests to it; as slow as a start."""
         nf_id = names.service_id(ref.service, ref.release)
-        async with self._lock(nf_id):
+        async with self._locks.of(nf_id):
             until, past, last = self._clock() + self._start_seconds, set[str](), "it was not looked at"
             while True:
                 service = await self._client.service(nf_id)
@@ -287,7 +284,7 @@ class NorthflankServices:
 
     async def _remove(self, nf_id: str) -> None:
         """Remove what belongs to it first, the service last: what is left over is found by it."""
-        async with self._lock(nf_id):
+        async with self._locks.of(nf_id):
             credential, in_use = names.credential_id(nf_id), False
             await self._client.delete_secret(nf_id)
             try:

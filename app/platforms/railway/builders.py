@@ -4,10 +4,8 @@ Railway has no jobs and shows no exit code: exit 0 is SUCCESS with everything st
 limit to a run's time either, so that the deadline is the control plane's to keep.
 """
 
-import asyncio
-from weakref import WeakValueDictionary
-
 from app.platforms.base import BuilderSpec, Inspection, Launched, Listing, LogLine, Misconfigured, Phase, Ref, Size
+from app.platforms.locks import Locks
 from app.platforms.railway.client import NAME, Deployment
 from app.platforms.railway.deployments import REMOVED, STARTING
 from app.platforms.railway.names import check_values, fit, parts
@@ -20,7 +18,7 @@ class RailwayBuilders:
     def __init__(self, objects: Objects, *, region: str | None = None) -> None:
         self._objects = objects
         self._region = region
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks = Locks()
 
     def fit(self, size: Size) -> Size:
         """As asked, up to what the plan allows."""
@@ -33,8 +31,7 @@ class RailwayBuilders:
             raise Misconfigured(NAME, "launch", "SLIPWAY_BUILDER_IMAGE is not set")
         check_values(spec.env)
         region = next(iter(spec.regions), self._region)
-        lock = self._locks.setdefault(spec.name, asyncio.Lock())
-        async with lock:
+        async with self._locks.of(spec.name):
             found = await self._objects.named(spec.name)
             if found and found[0].latest is not None:
                 handle = f"{found[0].service}/{found[0].latest.id}"

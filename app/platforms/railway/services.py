@@ -12,15 +12,11 @@ service is deleted.
 """
 # Over 250 lines: one verb of the Protocol after the other, over one view of a service.
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
-import httpx
-
-from app.platforms.address import request_for
+from app.platforms.address import knock
 from app.platforms.base import (
     Address,
     Inspection,
@@ -37,7 +33,7 @@ from app.platforms.base import (
     StartFailed,
     Transient,
 )
-from app.platforms.http import trust
+from app.platforms.locks import Locks
 from app.platforms.railway import documents
 from app.platforms.railway.client import NAME, Deployment, Domain, ServiceInstance
 from app.platforms.railway.deployments import REMOVED, STARTING
@@ -52,7 +48,6 @@ DRAINING_SECONDS = 15
 RETRIES = 5
 START_SECONDS = 150.0
 POLL_SECONDS = 2.0
-POKE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ class RailwayServices:
         self._start_seconds = start_seconds
         self._poll_seconds = poll_seconds
         self._clock = clock
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks = Locks()
 
     def fit(self, size: Size) -> Size:
         """As asked, up to what the plan allows."""
@@ -105,8 +100,7 @@ class RailwayServices:
             message = "the image needs a credential, and Railway takes one on its Pro plan only (SLIPWAY_RAILWAY__PLAN)"
             raise Misconfigured(NAME, "deploy", message)
         region = next(iter(spec.regions), self._region)
-        lock = self._locks.setdefault(spec.service, asyncio.Lock())
-        async with lock:
+        async with self._locks.of(spec.service):
             service = await self._service(spec.service)
             seen = await self._objects.fresh(lambda: self._look(service))
             variables = await self._variables(service)
@@ -231,14 +225,14 @@ class RailwayServices:
 
     async def sleep(self, ref: ServiceRef) -> None:
         """Stop the release's deployment, which no request wakes; a release that another has replaced has none."""
-        async with self._locks.setdefault(ref.service, asyncio.Lock()):
+        async with self._locks.of(ref.service):
             view = await self._view(ref)
             if view is not None and view.own is not None and view.own.status != "SLEEPING":
                 await self._objects.deployments.end(view.own)
 
     async def wake(self, ref: ServiceRef) -> Address:
         """Wake what Railway put to sleep by a request, deploy anew what we stopped; returns once it listens."""
-        async with self._locks.setdefault(ref.service, asyncio.Lock()):
+        async with self._locks.of(ref.service):
             view = await self._view(ref)
             if view is None:
                 raise Rejected(NAME, "wake", f"there is no service {ref.service}")
@@ -249,7 +243,8 @@ class RailwayServices:
             if not view.current:
                 raise Rejected(NAME, "wake", "another release has taken its place")
             if own is not None and own.status == "SLEEPING":
-                await self._poke(view)
+                if view.seen.domain is not None:
+                    await knock(self._url(view.seen.domain))
             elif own is None or seen.phase is not Phase.STARTING:
                 latest = view.seen.latest.id if view.seen.latest else None
                 deployment = await self._objects.deploy(view.service, after=latest)
@@ -257,17 +252,6 @@ class RailwayServices:
                     service=ref.service, release=ref.release, handle=f"{view.service}/{deployment}", region=ref.region
                 )
             return await self._until_running(ref)
-
-    async def _poke(self, view: View) -> None:
-        """Send one request, whose answer may well be an error: waking is all that it is for."""
-        if view.seen.domain is None:
-            return
-        url, headers = request_for(self._url(view.seen.domain))
-        async with httpx.AsyncClient(timeout=POKE_SECONDS, verify=trust(), trust_env=not headers) as client:
-            try:
-                await client.get(url, headers=headers)
-            except httpx.HTTPError:
-                return
 
     async def _until_running(self, ref: ServiceRef) -> Address:
         end = self._clock() + self._start_seconds
@@ -295,7 +279,7 @@ class RailwayServices:
 
         Without that, whatever deploys the service next would deploy the failed release again.
         """
-        async with self._locks.setdefault(ref.service, asyncio.Lock()):
+        async with self._locks.of(ref.service):
             view = await self._view(ref, sure=True)
             if view is None:
                 return
@@ -327,7 +311,7 @@ class RailwayServices:
 
     async def delete(self, ref: ServiceRef) -> None:
         """Delete the service with its deployments, variables and address; returns when no listing has it."""
-        async with self._locks.setdefault(ref.service, asyncio.Lock()):
+        async with self._locks.of(ref.service):
             await self._objects.remove(ref.service)
 
     async def list_ours(self, installation: str) -> Listing:
