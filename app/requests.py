@@ -7,15 +7,9 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     SecretStr,
-    Strict,
     StrictBool,
     StringConstraints,
     ValidationError,
@@ -23,27 +17,14 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
-from pydantic_core import CoreSchema
+
+from app.fields import STORABLE, Float, Int, Names, Received, Secret, Str, Time
 
 ENV_MAX = 128
 ENV_BYTES = 64 * 1024
 RESERVED_ENV = re.compile(r"PORT|SLIPWAY_.*|KOYEB_.*|FLY_.*|RAILWAY_.*|NF_.*")
+VARIABLES = Names(reserved=RESERVED_ENV.pattern, most=ENV_MAX)
 
-
-def _storable(value: str) -> str:
-    # PostgreSQL's JSON holds neither, and no environment or path could.
-    if "\x00" in value:
-        raise ValueError("must not contain NUL characters")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode (a lone surrogate is not)") from None
-    return value
-
-
-STORABLE = AfterValidator(_storable)
-"""Comes after a pattern, which the description would lose behind it."""
-Str = Annotated[str, STORABLE]
 PlatformName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 ServiceName = Annotated[
     str,
@@ -52,40 +33,10 @@ ServiceName = Annotated[
 ]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 
-
-Int = Annotated[int, Strict()]
-"""Left alone, pydantic takes true for 1 and "2" for 2."""
-Float = Annotated[float, Strict()]
-
-
-def _rfc3339(value: object) -> object:
-    # Left alone, pydantic takes a number for seconds or milliseconds, whichever is likelier.
-    if isinstance(value, str) and _TIME.fullmatch(value):
-        return value
-    raise ValueError("must be a time such as 2026-01-02T03:04:05Z")
-
-
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
-"""RFC 3339, "Internet Date/Time Format": with an offset, so that it means one moment."""
-
-
-@dataclass(frozen=True)
-class Variables:
-    """Describes variables by ``propertyNames``: generators of clients make nothing of ``patternProperties``."""
-
-    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """See pydantic, "JSON Schema", "Customizing JSON Schema generation"."""
-        schema = handler(core)
-        ((pattern, values),) = schema.pop("patternProperties").items()
-        names = {"pattern": pattern, "not": {"pattern": f"^({RESERVED_ENV.pattern})$"}}
-        return schema | {"additionalProperties": values, "propertyNames": names, "maxProperties": ENV_MAX}
-
-
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
-class Body(BaseModel):
+class Body(Received):
     """A request body: unknown fields are refused by name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,7 +46,7 @@ class FilesSource(Body):
     """Source given inline: path → content. For a handful of generated files."""
 
     kind: Literal["files"]
-    files: dict[Str, Str] = Field(
+    files: Annotated[dict[Str, Str], Names()] = Field(
         min_length=1, examples=[{"go.mod": "module echo\n\ngo 1.25\n", "main.go": "package main\n"}]
     )
 
@@ -111,9 +62,9 @@ class GitSource(Body):
     """Source fetched by the builder from a git server, over https."""
 
     kind: Literal["git"]
-    url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https://[^\s]+$"), STORABLE]
+    url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https://[^\s\x00]+$"), STORABLE]
     ref: Annotated[
-        str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][^\s~^:?*\[\\]*$"), STORABLE
+        str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][^\s\x00~^:?*\[\\]*$"), STORABLE
     ] = "HEAD"
     subdir: Annotated[str, StringConstraints(max_length=512), STORABLE] | None = None
 
@@ -125,7 +76,7 @@ class BuildBlock(Body):
     """What to make of the source."""
 
     kind: Literal["go"] = "go"
-    package: Annotated[str, StringConstraints(max_length=512, pattern=r"^[^-\s][^\s]*$"), STORABLE] = "."
+    package: Annotated[str, StringConstraints(max_length=512, pattern=r"^[^-\s\x00][^\s\x00]*$"), STORABLE] = "."
     goarch: Literal["amd64", "arm64"] = "amd64"
     cache: StrictBool = Field(
         True, description="false: build it, although the project may have the same image already."
@@ -169,8 +120,8 @@ class ServiceConfig(Body):
     """How a release runs; everything but its name, its image and its secrets."""
 
     port: Int = Field(8080, ge=1, le=65535)
-    health_path: Annotated[str, StringConstraints(pattern=r"^/[^\s#]*$", max_length=512), STORABLE] = "/healthz"
-    env: Annotated[dict[EnvName, Str], Variables()] = Field(default_factory=dict)
+    health_path: Annotated[str, StringConstraints(pattern=r"^/[^\s\x00#]*$", max_length=512), STORABLE] = "/healthz"
+    env: Annotated[dict[EnvName, Str], VARIABLES] = Field(default_factory=dict)
     scale: Scale = Scale()
     cpus: Float = Field(1, gt=0, le=64, allow_inf_nan=False)
     memory_mb: Int = Field(256, ge=16, le=262144)
@@ -191,7 +142,7 @@ class ServiceBlock(ServiceConfig):
     """The service a build is promoted to. Leaving `secrets` out keeps those of the live release."""
 
     name: ServiceName
-    secrets: Annotated[dict[EnvName, SecretStr], Variables()] | None = Field(None, description="Write-only.")
+    secrets: Annotated[dict[EnvName, Secret], VARIABLES] | None = Field(None, description="Write-only.")
 
     @model_validator(mode="after")
     def _secrets(self) -> "ServiceBlock":
@@ -206,8 +157,7 @@ class ServiceBlock(ServiceConfig):
 def check_secrets(secrets: dict[str, SecretStr] | None, env: dict[str, str]) -> None:
     """Raise ValueError when secrets are out of bounds or also named in ``env``."""
     _check_env(dict(secrets or {}), "secrets")
-    for name, value in (secrets or {}).items():
-        _storable(value.get_secret_value())
+    for name in secrets or {}:
         if name in env:
             raise ValueError(f"secrets: {name} is in env too")
 
@@ -224,7 +174,7 @@ class BuildRequest(Body):
     platform: PlatformName = Field("local", description="Where the service runs.")
     builder: BuilderBlock = BuilderBlock()
     service: ServiceBlock | None = None
-    labels: dict[LabelName, LabelValue] = Field(default_factory=dict, max_length=32)
+    labels: Annotated[dict[LabelName, LabelValue], Names()] = Field(default_factory=dict, max_length=32)
     strict: StrictBool = Field(True, description="false: what can't be honoured becomes a warning instead of a 422.")
 
 
@@ -274,9 +224,9 @@ class ServicePatch(Body):
     )
 
     port: Annotated[Int, Field(ge=1, le=65535)] | None = None
-    health_path: Annotated[str, StringConstraints(pattern=r"^/[^\s#]*$", max_length=512), STORABLE] | None = None
-    env: Annotated[dict[EnvName, Str | None], Variables()] | None = None
-    secrets: Annotated[dict[EnvName, SecretStr | None], Variables()] | None = Field(None, description="Write-only.")
+    health_path: Annotated[str, StringConstraints(pattern=r"^/[^\s\x00#]*$", max_length=512), STORABLE] | None = None
+    env: Annotated[dict[EnvName, Str | None], VARIABLES] | None = None
+    secrets: Annotated[dict[EnvName, Secret | None], VARIABLES] | None = Field(None, description="Write-only.")
     scale: Scale | None = None
     cpus: Annotated[Float, Field(gt=0, le=64, allow_inf_nan=False)] | None = None
     memory_mb: Annotated[Int, Field(ge=16, le=262144)] | None = None

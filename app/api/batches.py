@@ -25,7 +25,7 @@ from app.api.problems import document, from_validation, limited, responses
 from app.api.schemas import BatchDetail, BatchItemOut, BatchOut, Page, Problem
 from app.builds import batch as batches
 from app.builds.limits import headers
-from app.errors import FieldError, Refusal
+from app.errors import Refusal
 from app.lifecycle import BuildStatus
 from app.models import Batch, BatchItem, Build
 from app.requests import BatchRequest, BuildRequest, Scope, Unfit
@@ -132,6 +132,4 @@ def _fields(batch: Batch, counts: dict[BuildStatus, int]) -> dict[str, Any]:
 
 
 def _problem(refusal: Refusal) -> dict[str, Any]:
-    # It is kept, and PostgreSQL's JSON has no NUL.
-    errors = tuple(FieldError(e.field.replace("\x00", "\ufffd"), e.message) for e in refusal.errors)
-    return document(refusal.status, refusal.reason, refusal.detail.replace("\x00", "\ufffd"), errors=errors)
+    return document(refusal.status, refusal.reason, refusal.detail, errors=refusal.errors)

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import respond
-from app.errors import Refusal
+from app.errors import Refusal, invalid
 
 UNBOUNDED = ("/v1/sources", "/v2/")
 """These stream their bodies and have limits of their own."""
@@ -27,9 +28,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
-            # PostgreSQL can't even compare with it, so nothing has such a name.
-            refusal = Refusal(404, "route_not_found", "There is nothing whose name has a NUL in it.")
+        if (refusal := _with_nul(scope)) is not None:
             await respond(Request(scope), refusal)(scope, receive, send)
             return
         if not scope["path"].startswith(UNBOUNDED):
@@ -48,3 +47,14 @@ class Guard:
             return message
 
         return bounded
+
+
+def _with_nul(scope: Scope) -> Refusal | None:
+    """Return why not, when there is a NUL in the address: PostgreSQL can't even compare with it."""
+    if "\x00" in scope["path"]:
+        return Refusal(404, "route_not_found", "There is nothing whose name has a NUL in it.")
+    if b"%00" in scope["query_string"]:
+        for name, value in QueryParams(scope["query_string"]).multi_items():
+            if "\x00" in name + value:
+                return invalid(name[:100], "must not contain NUL characters")
+    return None

@@ -9,10 +9,10 @@ from sqlalchemy import ColumnElement, Select, func, select, true
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from app.api.deps import decode_cursor
+from app.fields import Time
 from app.ids import first_id
 from app.lifecycle import BuildStatus
 from app.models import Build, BuildLabel, Project, Service
-from app.requests import Time
 
 SKEW = timedelta(minutes=10)
 """Ids hold the time of the process that made them, rows that of the database: at most so far apart."""

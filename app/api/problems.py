@@ -35,16 +35,20 @@ _HTTP_REASONS = {
 def document(
     status: int, reason: str, detail: str, *, instance: str | None = None, errors: tuple[FieldError, ...] = ()
 ) -> dict[str, Any]:
-    """Return the body of a problem."""
+    """Return the body of a problem. No NUL is in it: some are kept, and PostgreSQL's JSON has none."""
     return {
         "type": TYPE + reason.replace("_", "-"),
         "title": HTTPStatus(status).phrase,
         "status": status,
-        "detail": detail,
+        "detail": _without_nul(detail),
         "reason": reason,
         "instance": instance,
-        "errors": [{"field": e.field, "message": e.message} for e in errors],
+        "errors": [{"field": _without_nul(e.field), "message": e.message} for e in errors],
     }
+
+
+def _without_nul(text: str) -> str:
+    return text.replace("\x00", "\ufffd")
 
 
 def respond(request: Request, refusal: Refusal) -> JSONResponse:

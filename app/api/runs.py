@@ -13,6 +13,7 @@ from app.api.problems import from_validation, responses
 from app.api.schemas import Answer
 from app.builds import complete, report
 from app.builds.caller import Caller, authenticate
+from app.fields import Int, Received
 from app.models import Run
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"], responses=responses(403, 404, 409, 410))
@@ -21,7 +22,7 @@ M = TypeVar("M", bound=BaseModel)
 Stage = Literal["fetch", "modules", "compile", "image", "push", "reported"]
 
 
-class FromBuilder(BaseModel):
+class FromBuilder(Received):
     """Unknown fields are ignored, so that a newer builder can talk to an older control plane."""
 
     model_config = ConfigDict(extra="ignore")
@@ -49,7 +50,7 @@ class Lines(FromBuilder):
 
     model_config = ConfigDict(strict=True)
 
-    seq: int = Field(ge=0, le=2**53)
+    seq: Int = Field(ge=0, le=2**53)
     lines: list[Line] = Field(max_length=5000)
 
 

@@ -20,8 +20,8 @@ from app.api.sse import EventStream, invalid_position
 from app.builds import submit
 from app.db import alone
 from app.errors import not_found
+from app.fields import Time
 from app.models import Service
-from app.requests import Time
 
 router = APIRouter(prefix="/v1")
 P = TypeVar("P")

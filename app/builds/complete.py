@@ -8,7 +8,7 @@ import time
 from typing import Annotated, Any, Literal
 
 import structlog
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from app import faults, logs, metrics, sql, store, tracing
 from app.builds import cache, reuse, slots
@@ -17,6 +17,7 @@ from app.builds.ending import ANOTHER_TRY, end_run, go_on, lock_all, look, reque
 from app.context import Context
 from app.db import transaction
 from app.errors import conflict, invalid, unauthorized, unavailable
+from app.fields import Int, Received
 from app.ids import new_id
 from app.images.errors import ImageInvalid, ImageNotFound, RegistryError
 from app.images.inspect import ImageInfo, check_runnable
@@ -45,7 +46,7 @@ BUILDER_REASONS = frozenset(
 )
 
 
-class Lenient(BaseModel):
+class Lenient(Received):
     """From a builder: fields that we don't know yet are ignored, so that a newer builder can talk to us."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
@@ -57,7 +58,7 @@ def _without_nul(value: object) -> object:
 
 
 Text = Annotated[str, BeforeValidator(_without_nul)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
+Count = Annotated[Int, Field(ge=0, le=2**53)]
 
 
 class BuiltImage(Lenient):
@@ -99,7 +100,7 @@ class Completion(Lenient):
     status: Literal["succeeded", "failed"]
     reason: str | None = Field(None, max_length=64)
     message: Text | None = Field(None, max_length=16384)
-    exit_code: int | None = Field(None, ge=-(2**31), lt=2**31)
+    exit_code: Annotated[Int, Field(ge=-(2**31), lt=2**31)] | None = None
     image: BuiltImage | None = None
     source: BuiltSource | None = None
     toolchain: dict[Text, Text] = Field(default_factory=dict)

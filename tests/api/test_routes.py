@@ -83,11 +83,17 @@ async def test_unknown_routes_and_methods(here: World) -> None:
     problem(await here.http.delete("/healthz"), 405, "method_not_allowed")
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/builds/%00", "/v1/services/a%00b", "/v1/builds?service=%00", "/v1/runs/%00/source"]
-)
+@pytest.mark.parametrize("path", ["/v1/builds/%00", "/v1/services/a%00b", "/v1/runs/%00/source"])
 async def test_a_nul_in_an_address_is_nobody_s_name(here: World, path: str) -> None:
     problem(await here.http.get(path), 404, "route_not_found")
+
+
+@pytest.mark.parametrize(
+    ("query", "field"), [("service=%00", "service"), ("limit=5&label=a=%00b", "label"), ("x%00=", "x\ufffd")]
+)
+async def test_a_nul_in_a_query_is_refused(here: World, query: str, field: str) -> None:
+    body = problem(await here.http.get(f"/v1/builds?{query}"), 422, "invalid_request")
+    assert [e["field"] for e in body["errors"]] == [field]
 
 
 @pytest.mark.parametrize(

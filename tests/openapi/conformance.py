@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import schemathesis
+from hypothesis import strategies
 from schemathesis import Case, GenerationMode, HookContext, hooks
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
@@ -30,6 +31,8 @@ class There:
     key_id: str
     run_id: str
     run_token: str
+    archive: bytes
+    """A good source."""
     cursors: dict[str, str]
     """A cursor of each list, by its path."""
 
@@ -45,6 +48,7 @@ class Outcome:
 
 def conform(there: There, *phases: str, examples: int) -> Outcome:
     """Run the phases. Blocking: the server is in another thread."""
+    schemathesis.openapi.media_type("application/gzip", strategies.just(there.archive))
     schema = schemathesis.openapi.from_url(there.url + SCHEMA, config=_config(there, phases, examples))
 
     @schemathesis.hook

@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from app.api.deps import encode_cursor
+from app.builds import sources
 from app.imitations.server import serving
 from tests.openapi.conformance import There, conform
-from tests.support.world import World
+from tests.support.world import FILES, World
 
 TEXTS = ("/v1/builds", "/v1/services", "/v1/keys", "/v1/projects", "/v1/webhooks", "/v1/batches")
 NUMBERS = ("/v1/services/{name}/releases", "/v1/webhooks/{webhook_id}/deliveries", "/v1/batches/{batch_id}")
@@ -30,8 +31,9 @@ async def check(here: World, *phases: str, examples: int) -> None:
     (run,) = await here.sql("select id, name from run where build_id = :id", id=sent.json()["id"])
     token = here.yard.machines[run.name].spec.env["SLIPWAY_RUN_TOKEN"]
     (own,) = (await here.http.get("/v1/keys")).json()["items"]
+    _, archive = sources.pack_files(FILES, here.context.settings)
     async with serving(here.app) as url:
-        there = There(url, here.key, own["id"], run.id, token, CURSORS)
+        there = There(url, here.key, own["id"], run.id, token, archive, CURSORS)
         outcome = await asyncio.to_thread(conform, there, *phases, examples=examples)
     assert set(outcome.checks) == CHECKS
     described = here.app.openapi()["paths"]
