@@ -62,9 +62,11 @@ class GitSource(Body):
     """Source fetched by the builder from a git server, over https."""
 
     kind: Literal["git"]
-    url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https://[^\s\x00]+$"), STORABLE]
+    url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https://[^\x00-\x20\x7f]+$"), STORABLE]
     ref: Annotated[
-        str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][^\s\x00~^:?*\[\\]*$"), STORABLE
+        str,
+        StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][^\x00-\x20\x7f~^:?*\[\\]*$"),
+        STORABLE,
     ] = "HEAD"
     subdir: Annotated[str, StringConstraints(max_length=512), STORABLE] | None = None
 
@@ -76,7 +78,9 @@ class BuildBlock(Body):
     """What to make of the source."""
 
     kind: Literal["go"] = "go"
-    package: Annotated[str, StringConstraints(max_length=512, pattern=r"^[^-\s\x00][^\s\x00]*$"), STORABLE] = "."
+    package: Annotated[
+        str, StringConstraints(max_length=512, pattern=r"^[^-\x00-\x20\x7f][^\x00-\x20\x7f]*$"), STORABLE
+    ] = "."
     goarch: Literal["amd64", "arm64"] = "amd64"
     cache: StrictBool = Field(
         True, description="false: build it, although the project may have the same image already."
@@ -120,7 +124,9 @@ class ServiceConfig(Body):
     """How a release runs; everything but its name, its image and its secrets."""
 
     port: Int = Field(8080, ge=1, le=65535)
-    health_path: Annotated[str, StringConstraints(pattern=r"^/[^\s\x00#]*$", max_length=512), STORABLE] = "/healthz"
+    health_path: Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x20\x7f#]*$", max_length=512), STORABLE] = (
+        "/healthz"
+    )
     env: Annotated[dict[EnvName, Str], VARIABLES] = Field(default_factory=dict)
     scale: Scale = Scale()
     cpus: Float = Field(1, gt=0, le=64, allow_inf_nan=False)
@@ -224,7 +230,9 @@ class ServicePatch(Body):
     )
 
     port: Annotated[Int, Field(ge=1, le=65535)] | None = None
-    health_path: Annotated[str, StringConstraints(pattern=r"^/[^\s\x00#]*$", max_length=512), STORABLE] | None = None
+    health_path: (
+        Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x20\x7f#]*$", max_length=512), STORABLE] | None
+    ) = None
     env: Annotated[dict[EnvName, Str | None], VARIABLES] | None = None
     secrets: Annotated[dict[EnvName, Secret | None], VARIABLES] | None = Field(None, description="Write-only.")
     scale: Scale | None = None
@@ -320,7 +328,7 @@ EventPattern = Annotated[
 EventPatterns = Annotated[tuple[EventPattern, ...], Field(min_length=1, max_length=50)]
 WebhookUrl = Annotated[
     str,
-    StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00-\x20\x7f@#\\]+$"),
+    StringConstraints(max_length=2048, pattern=r"^https?://[^\x00-\x20\x7f@#\\]+$"),
     STORABLE,
     Field(
         description="https, at a public address; what is sent there is a POST. Redirects are not followed.",

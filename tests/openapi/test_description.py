@@ -117,6 +117,24 @@ def test_bodies_and_answers_have_examples_that_fit() -> None:
             jsonschema.Draft202012Validator(whole).validate(example)
 
 
+def test_patterns_mean_the_same_in_every_language() -> None:
+    def patterns(node: Any) -> Iterator[str]:
+        if isinstance(node, list):
+            for part in node:
+                yield from patterns(part)
+        elif isinstance(node, dict):
+            if isinstance(node.get("pattern"), str):
+                yield node["pattern"]
+            for part in node.values():
+                yield from patterns(part)
+
+    found = {*patterns(IT)}
+    assert found
+    # What is a space, a digit or a letter differs: U+0085 is a space to Rust and Python, and none to ECMAScript.
+    assert [p for p in found if re.search(r"\\[sSdDwWbB]", p)] == []
+    assert all(p.startswith("^") and p.endswith("$") for p in found), "it would match a part"
+
+
 def test_streams_are_described() -> None:
     streams = [
         label for label, o in OPERATIONS if "text/event-stream" in o["responses"].get("200", {}).get("content", {})
