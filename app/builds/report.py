@@ -21,8 +21,8 @@ from app.builds.limits import limits
 from app.context import Context
 from app.db import moment, transaction
 from app.errors import Refusal, conflict, unavailable
-from app.images.access import PushGrant
 from app.images.errors import RegistryError
+from app.images.grants import PushGrant
 from app.lifecycle import BuildStatus, RunStatus, is_terminal
 from app.models import Build, Project, Run, RunLog
 from app.sql import NOW

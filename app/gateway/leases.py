@@ -1,7 +1,7 @@
 """What this process has in flight, and the rows that tell the other processes of it.
 
 Why a request never meets a service that is being put to sleep. A service sleeps through one statement
-(``idle.pass_once``): running → sleeping, if ``last_request_at`` is older than its idle time and no fresh lease has
+(``idle.idle_pass``): running → sleeping, if ``last_request_at`` is older than its idle time and no fresh lease has
 anything in flight. Against it stands ``claim``, one statement too: it sets ``last_request_at`` on the same row, if that
 is still running, and writes the lease.
 

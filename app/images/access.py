@@ -8,7 +8,6 @@ credential of small scope, so the builder pushes to our own ``/v2/`` and ``land`
 import asyncio
 import contextlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from app.images import blobs, collect, manifests
 from app.images.client import Registry
 from app.images.copy import copy
 from app.images.errors import Fault, ImageNotFound, RegistryDenied, RegistryUnavailable
+from app.images.grants import PullGrant, PushGrant
 from app.images.guard import Authenticate
 from app.images.inspect import ImageInfo, inspect
 from app.images.reference import check_repository
@@ -31,27 +31,6 @@ from app.settings import PULL_SETTINGS, Settings
 #: The user name that goes with a token as password, where a client only knows Basic credentials.
 TOKEN_USER = "slipway"  # noqa: S105 - a name, not a password
 LOOK_TTL = timedelta(minutes=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PushGrant:
-    """What a builder needs to push: ``token`` is the Bearer for pull and push on ``repository`` alone."""
-
-    registry: str
-    repository: str
-    token: str = field(repr=False)
-    expires_at: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PullGrant:
-    """What a platform needs to pull one image; the credential is None where the registry is open."""
-
-    registry: str
-    repository: str
-    digest: str
-    username: str | None
-    password: str | None = field(repr=False)
 
 
 class Images:

@@ -12,6 +12,7 @@ Retry rule, the same for all: what may be repeated without harm (GET, HEAD, DELE
 did not take effect (no connection was made, or RateLimited). A Retry-After wins over our own back-off; one that is longer
 than ``MAX_WAIT`` is not waited for here but given to the caller, whose job comes again later.
 """
+# Over 250 lines: the way of one request, from its budget to its answer.
 
 import asyncio
 import functools

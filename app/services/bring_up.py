@@ -1,4 +1,4 @@
-"""Bringing a release up beside what serves, until it answers its health check from outside."""
+"""Bringing a release up beside what serves: the platform's deploy, and looks until it answers its health check from outside."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from app import faults, tracing
+from app import breaker, faults, tracing
 from app.context import Context
 from app.ids import remote_name
 from app.images.errors import RegistryError
@@ -17,11 +17,13 @@ from app.platforms.base import (
     Address,
     ImageRef,
     Inspection,
+    Launched,
     Misconfigured,
     NoCapacity,
     Phase,
     Platform,
     PlatformError,
+    RateLimited,
     Rejected,
     Services,
     ServiceSpec,
@@ -31,7 +33,7 @@ from app.platforms.base import (
     Unsupported,
 )
 from app.secrets import KeysError, Sealed
-from app.services import deploy, pull
+from app.services import pull, targets
 from app.services.claim import Claimed
 from app.services.probe import probe
 from app.services.release import ref_of
@@ -80,15 +82,29 @@ async def bring_up(context: Context, claimed: Claimed, platform: Platform, servi
     """Deploy the release and wait until it answers its health check from outside."""
     spec = await _spec(context, claimed, platform, services)
     deadline = asyncio.get_running_loop().time() + claimed.seconds_left
-    seconds, troubled = max(claimed.seconds_left, 5) + CALL_SECONDS, claimed.troubled
-    launched = await deploy.deploy(
-        context, claimed.release, platform, services, spec, seconds=seconds, troubled=troubled
-    )
+    launched = claimed.got = await _deploy(context, claimed, platform, services, spec)
     faults.at("promote.deployed")
-    claimed.got = launched
     claimed.release.handle, claimed.release.region = launched.handle, launched.region
     with tracing.span("health gate"):
         return await _healthy(context, claimed, platform, services, spec, deadline)
+
+
+async def _deploy(
+    context: Context, claimed: Claimed, platform: Platform, services: Services, spec: ServiceSpec
+) -> Launched:
+    """Ask the platform for it, and let the breaker know how that went; what it raises is the platform's."""
+    region = targets.region_of(context, claimed.release)
+    try:
+        with tracing.span("deploy", platform=platform.name, region=region or None):
+            async with asyncio.timeout(max(claimed.seconds_left, 5) + CALL_SECONDS):
+                launched = await services.deploy(spec)
+    except (NoCapacity, Transient, TimeoutError) as e:
+        if platform.traits.remote and not isinstance(e, RateLimited):
+            await breaker.failed(context.sessions, platform.name, region, breaker.DEPLOY, str(e) or "no answer in time")
+        raise
+    if claimed.troubled and platform.traits.remote:
+        await breaker.succeeded(context.sessions, platform.name, region, breaker.DEPLOY)
+    return launched
 
 
 async def _healthy(

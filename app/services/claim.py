@@ -8,7 +8,7 @@ from app.context import Context
 from app.lifecycle import Reason, ReleaseStatus, is_terminal
 from app.models import Artifact, Build, Release, Service
 from app.platforms.base import Launched
-from app.services import deploy, retire
+from app.services import retire, targets
 from app.services.release import follow, next_pending
 from app.sql import Expression, Session, after
 
@@ -64,10 +64,10 @@ async def claim(context: Context, session: Session, release_id: str) -> Claimed 
         "exists (select from release where service_id = ? and (status = 'deploying' "
         "or platform = ? and leaving_at is not null and retired_at is null))"
     )
-    seen = await deploy.look(context, session, release)
+    seen = await targets.look(context, session, release)
     if seen.shut:
-        if not await deploy.wait(context, session, release, seen):
-            message = f"{release.platform} had no room in time: {deploy.why(seen)}"
+        if not await targets.wait(context, session, release, seen):
+            message = f"{release.platform} had no room in time: {targets.why(seen)}"
             await end(context, session, build, release, Reason.NO_CAPACITY, message)
         return None
     seconds = context.promote_seconds(release.platform)

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.context import Context
 from app.db import Sessions, alone
 from app.ids import is_id, new_id
-from app.images.access import PullGrant
+from app.images.grants import PullGrant
 from app.images.guard import Authenticate
 from app.images.tokens import Grants, Scope
 from app.models import Artifact, PullCredential, Release, Service

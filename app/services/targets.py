@@ -1,16 +1,13 @@
-"""Ask a platform to deploy a release, and let its circuit breaker know; while that is open the release waits as *pending*."""
+"""Whether a release's target may be tried now: while its circuit breaker is open the release waits as *pending*."""
 
-import asyncio
-
-from app import breaker, sql, tracing
+from app import breaker, sql
 from app.context import Context
 from app.models import Release
-from app.platforms.base import Launched, NoCapacity, Platform, RateLimited, Services, ServiceSpec, Transient
 from app.services.release import nudge
 from app.sql import Expression, Session
 
 
-def _region(context: Context, release: Release) -> str:
+def region_of(context: Context, release: Release) -> str:
     """Return the region that it goes to first, as the breaker knows it."""
     entry = context.catalog.entry(release.platform)
     asked: tuple[str, ...] = tuple(release.config.get("regions") or ())
@@ -22,7 +19,7 @@ async def look(context: Context, session: Session, release: Release) -> breaker.
     entry = context.catalog.entry(release.platform)
     if entry is None or not entry.traits.remote:
         return breaker.Seen({}, frozenset())
-    return await breaker.look(session, release.platform, [_region(context, release)], breaker.DEPLOY)
+    return await breaker.look(session, release.platform, [region_of(context, release)], breaker.DEPLOY)
 
 
 def why(seen: breaker.Seen) -> str:
@@ -44,28 +41,3 @@ async def wait(context: Context, session: Session, release: Release, seen: break
     if waits is not None:
         nudge(context, session, release, delay=seconds)
     return waits is not None
-
-
-async def deploy(
-    context: Context,
-    release: Release,
-    platform: Platform,
-    services: Services,
-    spec: ServiceSpec,
-    *,
-    seconds: float,
-    troubled: bool,
-) -> Launched:
-    """Deploy it; what it raises is the platform's. ``troubled``: the breaker has something to forget when it goes well."""
-    region = _region(context, release)
-    try:
-        with tracing.span("deploy", platform=platform.name, region=region or None):
-            async with asyncio.timeout(seconds):
-                launched = await services.deploy(spec)
-    except (NoCapacity, Transient, TimeoutError) as e:
-        if platform.traits.remote and not isinstance(e, RateLimited):
-            await breaker.failed(context.sessions, platform.name, region, breaker.DEPLOY, str(e) or "no answer in time")
-        raise
-    if troubled and platform.traits.remote:
-        await breaker.succeeded(context.sessions, platform.name, region, breaker.DEPLOY)
-    return launched
