@@ -81,6 +81,7 @@ async def work(
             heartbeat_timeout=HEARTBEAT_TIMEOUT,
             max_concurrent_tasks=context.settings.worker_concurrency * 2,
             shutdown_on_listener_failure=True,
+            log_aggregation_interval=timedelta(0),  # there is no log: see app.queue
         )
         if ready is not None:
             ready.set()
@@ -104,8 +105,10 @@ async def _left_loudly(run: Awaitable[None]) -> None:
 
 @contextlib.asynccontextmanager
 async def _connection(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    # A crash of the server may lose that a job was taken or done: jobs may come twice, so nobody waits for the disk.
+    settings = {"application_name": "slipway-worker", "synchronous_commit": "off"}
     connection = await asyncpg.connect(
-        plain_dsn(database_url), timeout=10, command_timeout=60, server_settings={"application_name": "slipway-worker"}
+        plain_dsn(database_url), timeout=10, command_timeout=60, server_settings=settings
     )
     try:
         yield connection

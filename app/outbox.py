@@ -7,13 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 from asyncpg import DivisionByZeroError
-from pgqueuer.adapters.persistence.qb import QueryQueueBuilder
-from pgqueuer.adapters.persistence.query_helpers import normalize_enqueue_params
 from sqlalchemy import event
 from sqlalchemy.orm import Session as OrmSession
 
 from app import faults, sql
-from app.queue import SETTINGS, Nudge
+from app.queue import ENQUEUE, Nudge
 from app.sql import Session, Transaction, as_json
 
 _ABOUT = ("build_id", "run_id", "service_id", "release_id")
@@ -32,7 +30,6 @@ _BATCHES = """
         from batched where unfinished = 0 and (select count(*) from told) > 0  -- after the events of its builds
     )
 """
-_JOBS = QueryQueueBuilder(SETTINGS).build_enqueue_query("skip").strip().removeprefix("WITH")
 
 
 class LostError(Exception):
@@ -117,8 +114,7 @@ def _statement(info: dict[Any, Any]) -> tuple[str, tuple[object, ...]] | None:
     batches = info.pop("batches", None)
     if not (updates or events or nudges):
         return None
-    values: list[object] = [*_parameters(nudges)] if nudges else []
-    parts: list[str] = []
+    values, parts = list[object](), list[str]()
     for number, update in enumerate(updates):
         text, more = sql.compose_update(*update, first=len(values) + 1)
         parts.append(f"updated_{number} as ({text})")
@@ -130,7 +126,12 @@ def _statement(info: dict[Any, Any]) -> tuple[str, tuple[object, ...]] | None:
     if batches:  # an end has its event, so there is ``told``
         parts.append(_BATCHES.format(len(values) + 1))
         values.append(batches)
-    return f"with {', '.join([*parts, _JOBS] if nudges else parts)}{'' if nudges else ' select'}", tuple(values)
+    rest = "select"
+    if nudges:
+        rest = ENQUEUE.format(*range(len(values) + 1, len(values) + 5))
+        asked = ((n.entrypoint, n.payload, timedelta(seconds=n.delay), n.dedupe_key) for n in nudges)
+        values += map(list, zip(*asked, strict=True))
+    return (f"with {', '.join(parts)} {rest}" if parts else rest), tuple(values)
 
 
 def _all_there(updates: int) -> str:
@@ -139,23 +140,3 @@ def _all_there(updates: int) -> str:
         return "true"
     hits = " + ".join(f"(select count(*) from updated_{number})" for number in range(updates))  # noqa: S608
     return f"1 / (case when {hits} = {updates} then 1 else 0 end) = 1"
-
-
-def _parameters(nudges: list[Nudge]) -> tuple[object, ...]:
-    """Return what PgQueuer's own enqueue would send: its statement, on our connection, in our transaction."""
-    normal = normalize_enqueue_params(
-        [n.entrypoint for n in nudges],
-        [n.payload for n in nudges],
-        [0] * len(nudges),
-        [timedelta(seconds=n.delay) for n in nudges],
-        [n.dedupe_key for n in nudges],
-        None,
-    )
-    return (
-        normal.priority,
-        normal.entrypoint,
-        normal.payload,
-        normal.execute_after,
-        normal.dedupe_key,
-        [as_json(h) for h in normal.headers],
-    )

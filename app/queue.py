@@ -4,9 +4,12 @@ Everything of PgQueuer hides here, in ``app.outbox`` and in ``app.jobs``. A job 
 it starts from the row. It may come twice, late or never (reconcile makes up for that).
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
+from pgqueuer.adapters.persistence.composer import ComposedQuery
 from pgqueuer.adapters.persistence.qb import QueryBuilderEnvironment, QueryQueueBuilder, QuerySchedulerBuilder
 from pgqueuer.domain.settings import DBSettings
 from pgqueuer.ports.driver import Driver
@@ -14,6 +17,14 @@ from pgqueuer.queries import Queries
 from sqlalchemy import TextClause, text
 
 SETTINGS = DBSettings(db_schema="pgqueuer", prefix="")
+TABLE = f"{SETTINGS.db_schema}.{SETTINGS.queue_table}"
+ENQUEUE = f"""
+    insert into {TABLE} (priority, status, entrypoint, payload, execute_after, dedupe_key)
+    select 0, 'queued', entrypoint, payload, now() + delay, dedupe_key
+    from unnest(${{}}::text[], ${{}}::bytea[], ${{}}::interval[], ${{}}::text[]) as asked (entrypoint, payload, delay, dedupe_key)
+    on conflict (dedupe_key) where status in ('queued', 'picked') and dedupe_key is not null do nothing
+"""  # noqa: S608 - our own names
+"""What PgQueuer's own enqueue does with ``on_conflict="skip"``, but for its log."""
 
 
 class Job(StrEnum):
@@ -71,12 +82,33 @@ def entrypoint(job: Job, host_bound: str | None) -> str:
     return f"{job}.{host_bound}" if host_bound else str(job)
 
 
+_LOG_PICK = re.compile(r",\s*-- [^\n]*\s*log_pick AS \(.*?\n\)", re.S)
+
+
+class _Statements(QueryQueueBuilder):
+    """PgQueuer's statements without its log: three rows in six indexes for each job, and nobody reads them.
+
+    Rows have their events and workers their metrics.
+    """
+
+    def build_dequeue_query(self, **asked: Any) -> ComposedQuery:
+        query = super().build_dequeue_query(**asked)
+        return replace(query, sql=_LOG_PICK.sub("", query.sql))
+
+    def build_log_job_query(self) -> str:
+        # No entrypoint of ours holds what has failed, so whatever the status is, the job goes; no matter is not even typed.
+        return f"""
+            delete from {TABLE} where id = any($1::bigint[])
+                and cardinality($2::text[]) = cardinality($3::text[])  -- statuses and tracebacks, one for each
+        """  # noqa: S608 - our own names
+
+
 def queries(driver: Driver) -> Queries:
     """Return PgQueuer's queries on our schema, whatever the environment says."""
     return Queries(
         driver,
         qbe=QueryBuilderEnvironment(SETTINGS),
-        qbq=QueryQueueBuilder(SETTINGS),
+        qbq=_Statements(SETTINGS),
         qbs=QuerySchedulerBuilder(SETTINGS),
     )
 
@@ -86,6 +118,5 @@ def orphan(entrypoints: list[str]) -> TextClause:
 
     PgQueuer takes a job over whose heartbeat is too old; ``to_timestamp(0)`` is older than any time-out.
     """
-    table = f'"{SETTINGS.db_schema}".{SETTINGS.queue_table}' if SETTINGS.db_schema else SETTINGS.queue_table
-    statement = f"update {table} set heartbeat = to_timestamp(0) where status = 'picked' and entrypoint = any(:names)"  # noqa: S608 - our own names
+    statement = f"update {TABLE} set heartbeat = to_timestamp(0) where status = 'picked' and entrypoint = any(:names)"  # noqa: S608 - our own names
     return text(statement).bindparams(names=entrypoints)

@@ -173,9 +173,9 @@ async def claimed(context: Context, run: Run, *, every: float = RENEW_SECONDS) -
 
 
 async def _renew(context: Context, run: Run, every: float) -> None:
-    mine = (Build.id == run.build_id, Build.status == BuildStatus.DISPATCHING, Build.attempt == run.attempt)
     while True:
         await asyncio.sleep(every)
+        mine = (Build.id == run.build_id, Build.status == BuildStatus.DISPATCHING, Build.attempt == run.attempt)
         try:
             async with context.sessions.begin() as session:
                 until = func.greatest(Build.next_check_at, func.now() + timedelta(seconds=CLAIM_SECONDS))

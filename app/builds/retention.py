@@ -29,8 +29,6 @@ async def keep(context: Context) -> dict[str, int]:
         removed["webhook_delivery"] = await _old(session, "webhook_delivery", "created_at", settings.keep_events_days)
         removed["event"] = await _old(session, "event", "at", settings.keep_events_days)
         removed["idempotency_key"] = await _old(session, "idempotency_key", "created_at", 1)
-        removed["pgqueuer_log"] = await _old(session, "pgqueuer.pgqueuer_log", "created", 1)
-        removed["pgqueuer_statistics"] = await _old(session, "pgqueuer.pgqueuer_statistics", "created", 1)
         # After a day without a request a bucket is full, and what failed is worth another try.
         removed["budget"] = await _old(session, "budget", "refilled_at", 1)
         removed["breaker"] = await _old(session, "breaker", "failed_at", 1)

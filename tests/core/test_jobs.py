@@ -75,6 +75,14 @@ async def test_the_same_job_waits_once(here: World) -> None:
     assert await here.waiting() == [build.id, build.id], "the one of submit, and one of reconcile"
 
 
+async def test_a_job_that_was_done_leaves_nothing_behind(here: World) -> None:
+    """Each would be three rows of a log that nobody reads."""
+    await here.submit()
+    assert await here.jobs() == 1
+    for table in ("pgqueuer", "pgqueuer_log"):
+        assert await here.sql(f"select * from pgqueuer.{table}") == []
+
+
 async def test_one_process_reconciles_at_a_time(here: World) -> None:
     build = await here.submit()
     await here.forget_jobs()

@@ -188,7 +188,7 @@ async def test_secrets_reach_the_deploy_and_only_it(here: World) -> None:
     unit = here.unit(release)
     assert unit.spec.secrets == {"KEY": "s3cret-value"}
     assert "KEY" not in unit.spec.env
-    for table in ("build", "run", "release", "service", "event", "pgqueuer.pgqueuer_log", "run_log"):
+    for table in ("build", "run", "release", "service", "event", "pgqueuer.pgqueuer", "run_log"):
         rows = await here.sql(f"select t::text as row from {table} t")
         assert not [r.row for r in rows if "s3cret-value" in r.row], table
     (version,) = await here.rows(SecretVersion)

@@ -165,11 +165,3 @@ async def test_secret_versions_go_when_nothing_names_them(here: World) -> None:
     await here.sql("update build set secret_versions = null where release_id = :r", r=first.id)
     await here.sql("update release set secret_versions = '{}' where id = :r", r=first.id)
     assert (await retention.keep(here.context))["secret_version"] == 1
-
-
-async def test_the_queue_s_own_history_goes_too(here: World) -> None:
-    await here.submit()
-    await here.jobs()
-    await here.sql("update pgqueuer.pgqueuer_log set created = now() - interval '2 days'")
-    assert (await retention.keep(here.context))["pgqueuer_log"] > 0
-    assert await here.sql("select 1 from pgqueuer.pgqueuer_log") == []
