@@ -13,7 +13,7 @@ from app import __version__
 from app.client.command import Caller, command
 from app.client.commands import builds, deploy, follow, keys, login, services, webhooks
 from app.client.failed import usage
-from app.client.options import NoWait
+from app.client.options import NoWait, segment
 
 HELP = "Build agents in ephemeral builders, run them as services that sleep when nobody calls."
 CLIENT, OPERATOR = "Client of the API", "Operator"
@@ -52,7 +52,7 @@ def keys_create(
     *,
     project: keys.Project = None,
     scope: Annotated[list[str] | None, typer.Option(help="What it may do; all if not given.")] = None,
-    expires: Annotated[str | None, typer.Option(help="Until when it is good: a time in ISO 8601.")] = None,
+    expires: Annotated[str | None, typer.Option(help="Until when it is good: 30d, 12h or a time.")] = None,
     direct: Annotated[
         bool, typer.Option("--direct", help="In the database itself: for the first key, or when none is left.")
     ] = False,
@@ -69,7 +69,7 @@ def keys_create(
 @command(app, panel=CLIENT)
 def migrate(
     caller: Caller,
-    name: Annotated[str | None, typer.Argument(help="The service to move.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The service to move.", callback=segment)] = None,
     *,
     to: Annotated[str | None, typer.Option(metavar="PLATFORM", help="Where it shall run.")] = None,
     keep: Annotated[int | None, typer.Option(help="Seconds that the old platform keeps it; else an hour.")] = None,

@@ -13,15 +13,13 @@ import httpx
 
 from app import __version__
 from app.client import sse
-from app.client.config import Target
+from app.client.config import PATIENCE, Target
 from app.client.failed import Failed, Json
-from app.client.problems import refused, unreachable
+from app.client.problems import hopeless, refused, unreachable
 
 TIMEOUT = httpx.Timeout(60, connect=5)
 SILENCE = httpx.Timeout(45, connect=5)
 """A stream says something every 15 seconds."""
-PATIENCE = 60.0
-"""For how many seconds something is tried again, unless the caller says otherwise."""
 PAGE = 100
 _AGAIN = frozenset({429, 502, 503, 504})
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
@@ -82,7 +80,7 @@ class Api:
                     file.seek(0)
                 answer = self._http.request(method, path, content=file, **sent)
             except httpx.TransportError as e:
-                failed = unreachable(self.target.url, e)
+                failed = self._unreached(e)
             else:
                 if answer.is_success:
                     return self._read(answer)
@@ -131,9 +129,16 @@ class Api:
                                 return
                         failed = unreachable(self.target.url, "the stream broke off")
             except httpx.TransportError as e:
-                failed = unreachable(self.target.url, e)
+                failed = self._unreached(e)
             self._pause(failed, attempt, deadline, pause)
             attempt += 1
+
+    def _unreached(self, error: httpx.TransportError) -> Failed:
+        """Return what to say when we give up; raises it where trying again can't help."""
+        failed = unreachable(self.target.url, error)
+        if hopeless(error):
+            raise failed
+        return failed
 
     def _pause(self, failed: Failed, attempt: int, deadline: float, pause: float | None) -> None:
         """Wait before the next try, as long as the server says or longer each time; raises when that would be too long."""
@@ -141,7 +146,7 @@ class Api:
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311 - spreads clients
         if self.clock() + pause > deadline:
             raise failed
-        self.tell(failed.text)
+        self.tell(f"{failed.text}; trying again for up to {self.patience:.0f} s")
         self.sleep(pause)
 
     def _read(self, answer: httpx.Response) -> Json:

@@ -5,23 +5,24 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
-from app.client.api import PATIENCE, Api
-from app.client.config import resolve
+from app.client.config import PATIENCE, resolve
 from app.client.failed import Code, Failed
 from app.client.screen import Screen
 
+if TYPE_CHECKING:
+    from app.client.api import Api
+
 Work = TypeVar("Work", bound=Callable[..., None])
 PANEL = "Options of all commands that call the API"
-BROKEN_PIPE = 141
-"""What a shell says of a program that SIGPIPE ended."""
 
 Url = Annotated[
     str | None,
@@ -48,8 +49,10 @@ class Caller:
     patience: float = PATIENCE
 
     @cached_property
-    def api(self) -> Api:
+    def api(self) -> "Api":
         """The API; Failed when its address or key can't be read."""
+        from app.client.api import Api  # noqa: PLC0415 - httpx is a fifth of a start, and help needs none
+
         return Api(resolve(self.url, self.key), self.patience, self.screen.again)
 
     def close(self) -> None:
@@ -69,10 +72,13 @@ class Listing(TyperGroup):
 
 
 def command(group: typer.Typer, name: str | None = None, *, panel: str | None = None) -> Callable[[Work], Work]:
-    """Make a function a command of a group. It is called with a ``Caller`` first; what it raises becomes the exit code."""
+    """Make a function a command of a group. It is called with a ``Caller`` first; what it raises becomes the exit code.
+
+    Options that several commands share are a TypedDict, taken as ``**options: Unpack[TheDict]``.
+    """
 
     def register(work: Work) -> Work:
-        own = list(inspect.signature(work).parameters.values())[1:]
+        own = [one for given in list(inspect.signature(work).parameters.values())[1:] for one in _spread(given)]
 
         @functools.wraps(work)
         def run(*, url: str | None, key: str | None, as_json: bool, patience: float, **given: Any) -> None:
@@ -95,6 +101,17 @@ _COMMON = (
 )
 
 
+def _spread(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
+    """Yield a parameter, or for one that stands for many each of them; what is not given is False or None."""
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+        yield parameter
+        return
+    (options,) = get_args(parameter.annotation)
+    for name, hint in get_type_hints(options, include_extras=True).items():
+        default = False if get_args(hint)[0] is bool else None
+        yield inspect.Parameter(name, _ONLY, default=default, annotation=hint)
+
+
 def _ended(caller: Caller, work: Callable[[], None]) -> int:
     screen = caller.screen
     try:
@@ -111,7 +128,10 @@ def _ended(caller: Caller, work: Callable[[], None]) -> int:
         return Code.INTERRUPTED
     except BrokenPipeError:  # whoever read this has gone, as `head` does; Python must not try to flush it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return Code.BROKEN_PIPE
+    except Exception:  # noqa: BLE001 - a fault of ours must not look like one of the caller's
+        traceback.print_exc()
+        return Code.ELSEWHERE
     finally:
         caller.close()
     return Code.OK

@@ -5,11 +5,14 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from app.client.failed import usage
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 """Where ``slipway serve`` listens by default."""
+PATIENCE = 60.0
+"""For how many seconds something is tried again, unless the caller says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,21 @@ def keep(target: Target) -> None:
 def resolve(url: str | None, key: str | None) -> Target:
     """Return what to call. The key that was kept goes to the API it was given for and to no other."""
     found = kept()
-    wanted = (url or os.environ.get("SLIPWAY_URL") or (found.url if found else DEFAULT_URL)).rstrip("/")
-    if not wanted.startswith(("http://", "https://")):
+    wanted = url or os.environ.get("SLIPWAY_URL") or (found.url if found else DEFAULT_URL)
+    if not _is_address(wanted):
         raise usage(f"{wanted!r} is no address of an API", "Give it as https://slipway.example.com.")
+    wanted = wanted.rstrip("/")
     own = found.key if found is not None and found.url == wanted else None
-    return Target(wanted, key or os.environ.get("SLIPWAY_API_KEY") or own)
+    sent = (key or os.environ.get("SLIPWAY_API_KEY") or own or "").strip()
+    if not (sent.isascii() and sent.isprintable()):  # said here: the client's own error would show it
+        raise usage("the API key holds characters that no key has", "Copy it again; it begins with slp_.")
+    return Target(wanted, sent or None)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises when it is no number
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and text.isprintable() and " " not in text

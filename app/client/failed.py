@@ -16,6 +16,7 @@ class Code(IntEnum):
     ELSEWHERE = 4
     UNREACHABLE = 5
     INTERRUPTED = 130
+    BROKEN_PIPE = 141
 
 
 #: What each code means, for the page.
@@ -27,6 +28,7 @@ MEANINGS = {
     Code.ELSEWHERE: "it failed and the next move is the platform's, the operator's or Slipway's own",
     Code.UNREACHABLE: "the API could not be reached, for as long as `--patience` says",
     Code.INTERRUPTED: "Ctrl-C; what was under way on the server goes on",
+    Code.BROKEN_PIPE: "whoever read the output has gone, as `head` does",
 }
 
 

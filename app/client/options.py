@@ -1,28 +1,61 @@
-"""Options that ``deploy`` and ``build`` share, and what is made of them."""
+"""Arguments and options that commands share, and what is made of them."""
 
 import os
+import re
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
+from urllib.parse import quote
 
 import typer
 
 from app.client.failed import Json, usage
 
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def segment(text: str | None) -> str | None:
+    """Return an argument as one segment of a path, whatever it holds; what is an id or a name stays as it is."""
+    if text == "":
+        raise typer.BadParameter("is empty")
+    return None if text is None else quote(text, safe="")
+
+
 Folder = Annotated[Path, typer.Argument(help="The agent's folder; what .gitignore names is left out.")]
-Builder = Annotated[str | None, typer.Option("--builder", help="Platform to build on; else the service's.")]
-Package = Annotated[str | None, typer.Option(help="The program's package in the module, such as ./cmd/agent.")]
-Goarch = Annotated[str | None, typer.Option(help="amd64 or arm64.")]
-BuilderMemory = Annotated[int | None, typer.Option(help="MiB for the builder.")]
-Timeout = Annotated[int | None, typer.Option(help="Seconds that the build may take.")]
-Labels = Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="Any text, to find it again.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Build even what was built before.")]
+Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Don't follow it: print its id and end.")]
-Lenient = Annotated[bool, typer.Option("--lenient", help="Warn of what the platform can't honour, go on without.")]
-Large = Annotated[bool, typer.Option("--large", help="Send it however large it is.")]
 CancelOnInterrupt = Annotated[
     bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels the build; otherwise it goes on.")
 ]
+
+
+class BuildOptions(TypedDict):
+    """What ``deploy`` and ``build`` share."""
+
+    builder: Annotated[str | None, typer.Option("--builder", help="Platform to build on; else the service's.")]
+    package: Annotated[str | None, typer.Option(help="The program's package in the module, such as ./cmd/agent.")]
+    goarch: Annotated[str | None, typer.Option(help="amd64 or arm64.")]
+    builder_memory: Annotated[int | None, typer.Option(help="MiB for the builder.")]
+    timeout: Annotated[int | None, typer.Option(help="Seconds that the build may take.")]
+    label: Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="Any text, to find it again.")]
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Build even what was built before.")]
+    no_wait: NoWait
+    lenient: Annotated[bool, typer.Option("--lenient", help="Warn of what the platform can't honour, go on without.")]
+    large: Annotated[bool, typer.Option("--large", help="Send it however large it is.")]
+    cancel_on_interrupt: CancelOnInterrupt
+
+
+def moment(text: str, option: str, *, ago: bool) -> datetime:
+    """Read a time in ISO 8601, by default in UTC, or a length of time before now, or after; Failed when it is neither."""
+    if match := re.fullmatch(r"(\d{1,6})([smhd])", text):
+        length = timedelta(**{_UNITS[match[2]]: int(match[1])})
+        return datetime.now(UTC) + (-length if ago else length)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise usage(f"{option} {text!r} is no time", "Such as 10m, 2h, 30d or 2026-01-02T03:04:05Z.") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:

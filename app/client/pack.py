@@ -99,6 +99,8 @@ def _walk(top: Path, folder: Path, rules: tuple[Rules, ...]) -> Iterator[File]:
                 yield from _walk(top, path, rules)
                 continue
             name = path.relative_to(top).as_posix()
+            if not _is_utf_8(name):
+                raise usage(f"{name!r} is no name in UTF-8", "Rename it, or name it in .gitignore.")
             found = entry.stat(follow_symlinks=False)
             if not stat.S_ISREG(found.st_mode):
                 what = "a symbolic link" if entry.is_symlink() else "no ordinary file"
@@ -106,6 +108,14 @@ def _walk(top: Path, folder: Path, rules: tuple[Rules, ...]) -> Iterator[File]:
                     f"{name} is {what}; only files and folders can be sent", "Name it in .gitignore, or copy it."
                 )
             yield File(path, name, found.st_size, bool(found.st_mode & 0o100))
+
+
+def _is_utf_8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are none came as surrogates
+        return False
+    return True
 
 
 def pack(found: list[File], *, check: bool = True) -> IO[bytes]:

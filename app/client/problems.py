@@ -1,6 +1,8 @@
 """Answers that are refusals, in words for a person."""
 
 import json
+import socket
+import ssl
 from http import HTTPStatus
 
 import httpx
@@ -14,6 +16,7 @@ ADVICE = {
     "route_not_found": "Is this the address of a Slipway, and of this version? `slipway version` tells yours.",
     "too_large": "Leave out what the build does not need: name it in .gitignore.",
     "source_not_found": "Send the source again.",
+    "unknown_host": "This is the gateway, behind which services are; the API has an address of its own.",
 }
 
 
@@ -44,6 +47,18 @@ def unreachable(url: str, error: Exception | str) -> Failed:
     """Return what no answer means."""
     advice = "Is it running, and is this its address? Give another one with --url, SLIPWAY_URL or `slipway login`."
     return Failed(Code.UNREACHABLE, f"{url} can't be reached: {error or type(error).__name__}", advice=advice)
+
+
+def hopeless(error: BaseException) -> bool:
+    """Tell whether another try would end alike: nobody has that name, or what answers speaks no TLS that we may trust."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return True
+        if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _phrase(status: int) -> str:

@@ -1,7 +1,5 @@
 """A release as it goes live, after a rollback or a move: there is no stream of its own, so it is looked at."""
 
-import time
-
 from app.client.command import Caller
 from app.client.failed import Code, Json, code_of
 from app.client.screen import get
@@ -25,7 +23,7 @@ def until_live(caller: Caller, name: str, release: Json) -> None:
     try:
         with screen.busy(f"release {number} of {name} is going live"):
             while release["status"] in {"pending", "deploying"}:
-                time.sleep(LOOK_SECONDS[min(looks, len(LOOK_SECONDS) - 1)])
+                caller.api.sleep(LOOK_SECONDS[min(looks, len(LOOK_SECONDS) - 1)])
                 looks += 1
                 found = caller.api.pages(path, 100)
                 release = next(r for r in found if r["id"] == release["id"])

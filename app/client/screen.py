@@ -58,7 +58,7 @@ class Screen:
         """Say that something is tried again; the same thing only once in a row."""
         if text != self._told:
             self._told = text
-            self.note(f"{text}; trying again", "dim")
+            self.note(text, "dim")
 
     def show(self, found: Json, *fields: Column) -> None:
         """Print one thing: its JSON, or these fields of it that have a value."""
@@ -107,12 +107,18 @@ _STYLES = {"succeeded": "green", "live": "green", "running": "green", "failed": 
 
 def _console(file: Any) -> Console:
     width = None if file.isatty() else _WIDE
-    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command, which ends as other programs do; Rich would exit with 1."""
+        raise  # noqa: PLE0704 - Rich calls this where it has caught the error
 
 
 def _text(value: object) -> str:
     match value:
-        case None | [] | {} | ():
+        case None:
             return ""
         case bool():
             return "yes" if value else "no"

@@ -6,16 +6,18 @@ import time
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-import httpx
 from rich.text import Text
 
-from app.client.api import Api
 from app.client.command import Caller
 from app.client.failed import Code, Failed, Json, code_of
 from app.client.screen import Screen, clean
 from app.client.sse import Block
+
+if TYPE_CHECKING:
+    from app.client.api import Api
 
 STAGES = {
     "build.queued": "waiting for a builder",
@@ -72,7 +74,7 @@ def _interrupted(caller: Caller, build_id: str, *, cancel: bool) -> None:
     caller.screen.note(f"                          End it:    slipway builds cancel {build_id}")
 
 
-def _follow(api: Api, screen: Screen, build_id: str) -> None:
+def _follow(api: "Api", screen: Screen, build_id: str) -> None:
     """Show stages and lines until both streams have said that this was all."""
     feed: Feed = SimpleQueue()
     for name in ("events", "logs"):
@@ -89,7 +91,7 @@ def _follow(api: Api, screen: Screen, build_id: str) -> None:
                 screen.note(str(data["data"]["message"]), "yellow")
 
 
-def _feed(api: Api, name: str, build_id: str, feed: Feed) -> None:
+def _feed(api: "Api", name: str, build_id: str, feed: Feed) -> None:
     try:
         for block in api.follow(f"/v1/builds/{build_id}/{name}"):
             feed.put((name, block))
@@ -141,15 +143,16 @@ def report(screen: Screen, build: Json, folder: str = "") -> Code:
 
 def _succeeded(screen: Screen, build: Json) -> None:
     took, artifact = build["timings"], build["artifact"]
-    stages = ", ".join(f"{s} {took[s]:.1f}" for s in ("queued", "building", "promoting") if s in took)
+    stages = ", ".join(f"{s} {took[s]:.1f}" for s in ("queued", "dispatching", "building", "promoting") if s in took)
     live = f"{build['service']} is live on {build['platform']}" if build["release_id"] else f"{build['id']} is built"
     screen.note(f"{live} after {took['total']:.1f} s ({stages})", "bold green")
     for warning in build["warnings"]:
         screen.note(f"warning: {warning}", "yellow")
     if artifact:
         screen.note(f"image {artifact['digest']}, {artifact['size_bytes']:,} bytes")
-    if build["url"] and (url := httpx.URL(build["url"])).host.endswith(".localhost"):  # not every system resolves it
-        screen.note(f"curl -H 'Host: {url.netloc.decode()}' http://127.0.0.1:{url.port or 80}/", "dim")
+    url = urlsplit(build["url"] or "")
+    if (url.hostname or "").endswith(".localhost"):  # not every system resolves it
+        screen.note(f"curl -H 'Host: {url.netloc}' http://127.0.0.1:{url.port or 80}/", "dim")
     screen.text(build["url"] or build["id"])
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -65,6 +65,15 @@ class Shell:
             await asyncio.wait(left, timeout=0.02)
 
 
+async def beside(here: World, command: Awaitable[Any]) -> Any:
+    """Run jobs as they come until a command has ended."""
+    task = asyncio.ensure_future(command)
+    while not task.done():
+        await here.jobs()
+        await asyncio.wait([task], timeout=0.02)
+    return task.result()
+
+
 @dataclass
 class Said:
     """One answer: a status, headers and a body; ``cut`` ends the connection in the middle of a longer one."""
@@ -73,6 +82,12 @@ class Said:
     body: bytes = b"{}"
     headers: Mapping[str, str] = field(default_factory=dict)
     cut: bool = False
+
+
+def problem(status: int, reason: str, **more: object) -> Said:
+    """Return a refusal as the API has them."""
+    body = {"reason": reason, "detail": "So it is.", "status": status, **more}
+    return Said(status, json.dumps(body).encode(), {"Content-Type": "application/problem+json"})
 
 
 @dataclass

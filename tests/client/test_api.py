@@ -1,35 +1,21 @@
 """Calls that are tried again, streams that go on, and when both give up; the clock is the test's."""
 
-import asyncio
-import contextlib
 import io
 import json
-import signal
 import socket
 from pathlib import Path
-from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from app.client import config
 from app.client.api import Api
 from app.client.config import Target
-from app.client.failed import Code, Failed, usage
-from app.main import create_app
-from app.models import Build
-from tests.client.support import COMMAND, Said, Scripted, Shell, environment, scripted
-from tests.client.test_pack import plant
-from tests.support.platform import NAME
-from tests.support.processes import spawned
-from tests.support.sse import served
-from tests.support.world import FILES, World
+from app.client.failed import Code, Failed
+from app.client.problems import hopeless
+from tests.client.support import Said, Scripted, problem, scripted
 
 BUSY = Said(503, b"{}", {"Retry-After": "7"})
-
-
-def problem(status: int, reason: str, **more: object) -> Said:
-    body = {"reason": reason, "detail": "So it is.", "status": status, **more}
-    return Said(status, json.dumps(body).encode(), {"Content-Type": "application/problem+json"})
 
 
 class Clock:
@@ -85,6 +71,17 @@ def test_it_gives_up_in_time() -> None:
     assert 40 < clock.now < 80
 
 
+def test_what_can_not_become_better_is_not_tried_again() -> None:
+    clock = Clock()
+    with scripted() as it, pytest.raises(Failed) as failed:  # it speaks no TLS
+        api(it.url.replace("http://", "https://"), clock).call("GET", "/v1/builds")
+    assert (failed.value.code, clock.pauses) == (Code.UNREACHABLE, [])
+    for number, final in ((socket.EAI_NONAME, True), (socket.EAI_AGAIN, False)):
+        error = httpx.ConnectError("no address")
+        error.__cause__ = socket.gaierror(number, "as the system says")
+        assert hopeless(error) is final
+
+
 def test_a_deletion_whose_answer_was_lost_is_one() -> None:
     clock = Clock()
     with scripted(Said(202, b'{"', cut=True), problem(404, "service_not_found")) as it:
@@ -124,37 +121,6 @@ def test_a_stream_that_breaks_off_goes_on_right_behind_what_was_seen() -> None:
     assert clock.pauses[1] == 7
 
 
-async def test_who_follows_a_server_that_starts_again_misses_nothing(here: World, tmp_path: Path) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        async with served(here.app, here.key) as api:
-            env = environment(api.url, here.key, tmp_path)
-            child = stack.enter_context(spawned(*COMMAND, "events", "-f", "--json", "--after", "0-0", env=env))
-            await here.submit()
-            shown = [await asyncio.to_thread(child.line, "{")]
-        build = await here.submit()
-        await stack.enter_async_context(served(create_app(here.context), here.key, urlsplit(api.url).port or 0))
-        while json.loads(shown[-1])["build_id"] != build.id:
-            shown.append(await asyncio.to_thread(child.line, "{"))
-    ids = [json.loads(line)["id"] for line in shown]
-    everything = (await here.http.get("/v1/events", params={"limit": 200})).json()["items"]
-    assert ids == [event["id"] for event in everything][: len(ids)]
-
-
-@pytest.mark.parametrize("words", [(), ("--cancel-on-interrupt",)])
-async def test_after_ctrl_c_the_build_goes_on_unless_it_was_said_otherwise(
-    here: World, shell: Shell, tmp_path: Path, words: tuple[str, ...]
-) -> None:
-    folder, env = plant(tmp_path / "echo", FILES), environment(shell.url, here.key, tmp_path)
-    with spawned(*COMMAND, "deploy", folder, "--platform", NAME, *words, env=env) as child:
-        build = await asyncio.to_thread(child.line, "bld_")
-        child.signal(signal.SIGINT)
-        assert await asyncio.to_thread(child.wait) == Code.INTERRUPTED
-    said = "".join(child.output)
-    assert "Traceback" not in said
-    assert (f"slipway logs -f {build}" in said) is not bool(words)
-    assert (await here.one(Build)).status == ("canceled" if words else "queued")
-
-
 def test_a_stream_ends_for_good_with_its_key_and_with_patience() -> None:
     clock = Clock()
     with scripted(Said(200, block(1, "x")), problem(401, "unauthorized")) as it, pytest.raises(Failed) as failed:
@@ -182,8 +148,13 @@ def test_a_kept_key_goes_to_its_own_api_alone(tmp_path: Path, monkeypatch: pytes
     assert config.resolve(None, "slp_d") == Target("https://c.example", "slp_d")
     assert config.resolve(None, None).key == "slp_c"
     assert "slp_" not in repr(config.resolve(None, None))
-    with pytest.raises(type(usage(""))):
-        config.resolve("ftp://x", None)
+    assert config.resolve(None, "slp_e\n").key == "slp_e"
+    for odd in ("slp_ключ", "slp_a\nb"):
+        with pytest.raises(Failed, match="holds characters that no key has"):  # and it is not shown
+            config.resolve(None, odd)
+    for url in ("ftp://x", "example.com", "http://", "http://x:port", "http://a b"):
+        with pytest.raises(Failed, match="is no address"):
+            config.resolve(url, None)
     config.file().write_text("{")
     with pytest.raises(Failed, match="can't be read"):
         config.resolve(None, None)

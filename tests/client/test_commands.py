@@ -2,10 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable
+import re
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -13,7 +14,7 @@ from app.client.failed import Code
 from app.models import Build, Release
 from app.platforms.base import Rejected
 from app.platforms.catalog import Entry
-from tests.client.support import Shell
+from tests.client.support import Shell, beside
 from tests.client.test_pack import plant
 from tests.support.builder import Builder
 from tests.support.platform import NAME, TRAITS, Yard
@@ -35,17 +36,8 @@ async def builder_of(here: World, number: int) -> Builder:
     return await here.builder(build)
 
 
-async def beside(here: World, command: Awaitable[Any]) -> Any:
-    """Run jobs as they come until a command has ended."""
-    task = asyncio.ensure_future(command)
-    while not task.done():
-        await here.jobs()
-        await asyncio.wait([task], timeout=0.02)
-    return task.result()
-
-
 async def test_from_a_folder_to_a_service_and_back(here: World, shell: Shell, tmp_path: Path) -> None:
-    folder = plant(tmp_path / "echo", FILES | {".gitignore": "x.log\n", "x.log": "x"})
+    folder = plant(tmp_path / "Echo_", FILES | {".gitignore": "x.log\n", "x.log": "x"})
     secrets = plant(tmp_path / "secrets", {"s.env": "# mine\nONE='1 and more'\nexport TWO=2=3\n\n"}) / "s.env"
     shell.set["THREE"] = "three"
     words = ["--platform", NAME, "--env", "A=b=c", "--label", "team=x"]
@@ -75,8 +67,11 @@ async def test_from_a_folder_to_a_service_and_back(here: World, shell: Shell, tm
 
     # It can be looked at, each way as people and as programs read it.
     assert (await shell.json("builds", "show", build.id))["release"]["number"] == 1
-    assert "next move" not in (await shell("builds", "show", build.id)).stdout
-    assert [b["id"] for b in (await shell.json("builds", "--label", "team=x"))["items"]] == [build.id]
+    shown = (await shell("builds", "show", build.id)).stdout
+    assert "next move" not in shown
+    assert re.search(r"seconds +queued=\d.*, total=\d.*\n.*labels +team=x", shown, re.DOTALL)
+    assert "team=x" in (await shell("builds", "--label", "team=x")).stdout
+    assert (await shell.json("builds", "--label", "team=y"))["items"] == []
     listed = (await shell("services")).stdout.splitlines()
     assert listed[0].split() == ["service", "status", "address", "platform", "release"]
     assert listed[1].split() == ["echo", "running", service["url"], NAME, "1"]
@@ -104,6 +99,8 @@ async def test_from_a_folder_to_a_service_and_back(here: World, shell: Shell, tm
     assert "--yes" in (await shell("services", "delete", "echo", code=Code.USAGE)).stderr
     await shell("services", "delete", "echo", "--yes")
     assert "service_not_found" in (await shell("services", "show", "echo", code=Code.REFUSED)).stderr
+    odd = await shell("services", "show", "keys?x=1", code=Code.REFUSED)
+    assert "There is no service 'keys?x=1'" in odd.stderr
 
 
 async def test_a_failure_says_where_it_is_whose_move_it_is_and_what_to_do(
@@ -172,7 +169,7 @@ async def test_what_a_failed_test_leaves_under_way_is_ended(here: World, shell: 
 
 
 async def test_keys_projects_webhooks_and_platforms(here: World, shell: Shell) -> None:
-    made = await shell("keys", "create", "ci", "--scope", "builds:read", "--expires", "2999-01-01T00:00:00Z")
+    made = await shell("keys", "create", "ci", "--scope", "builds:read", "--expires", "30d")
     assert made.stdout.startswith("slp_")
     reader = Shell(shell.url, made.stdout.strip(), shell.home)
     await reader("builds")
@@ -180,6 +177,8 @@ async def test_keys_projects_webhooks_and_platforms(here: World, shell: Shell) -
     assert "insufficient_scope" in refused.stderr
     assert "--scope" in refused.stderr, "what to do"
     (ci,) = [k for k in (await shell.json("keys"))["items"] if k["name"] == "ci"]
+    left = datetime.fromisoformat(ci["expires_at"]) - datetime.now(UTC)
+    assert timedelta(days=29, hours=23) < left < timedelta(days=30)
     fresh = await shell.json("keys", "rotate", ci["id"], "--overlap", "0")
     await reader("builds", code=Code.REFUSED)
     await shell("keys", "revoke", fresh["id"])
@@ -226,11 +225,13 @@ async def test_login_keeps_what_the_commands_to_come_need(here: World, shell: Sh
     ("words", "said"),
     [
         (["deploy", "/nowhere"], "is no folder"),
+        (["deploy", "/"], "named after /"),
         (["deploy", "--env", "A"], "--env takes NAME=VALUE"),
         (["deploy", "--env", "A=1", "--env", "A=2"], "given twice"),
         (["deploy", "--secret", "NO_SUCH"], "there is no such variable"),
         (["deploy", "--secret-file", "/nowhere"], "can't be read"),
         (["logs", "bld_x", "--since", "later"], "is no time"),
+        (["keys", "create", "--expires", "tomorrow"], "--expires 'tomorrow' is no time"),
         (["migrate", "echo"], "--to PLATFORM"),
         (["keys", "create", "--direct", "--expires", "2999-01-01"], "until it is revoked"),
         (["keys", "create", "--direct", "--scope", "all"], "there is no 'all'"),

@@ -100,6 +100,9 @@ def test_what_can_not_be_sent_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "link").symlink_to("main.go")
     assert "link is a symbolic link" in refusal(tmp_path)
     (tmp_path / "link").unlink()
+    (tmp_path / os.fsdecode(b"odd\xff")).write_text("x")
+    assert r"'odd\udcff' is no name in UTF-8" in refusal(tmp_path)
+    (tmp_path / os.fsdecode(b"odd\xff")).unlink()
     with monkeypatch.context() as patch:
         patch.setattr(pack, "MAX_UNPACKED", 3005)
         assert "The largest files:\n     0.0 MiB  data/big.bin" in refusal(tmp_path)

@@ -5,14 +5,13 @@ from typing import Annotated
 import typer
 
 from app.client.command import Caller, Listing, command
-from app.client.options import CancelOnInterrupt, NoWait
+from app.client.options import CancelOnInterrupt, Limit, NoWait, segment
 from app.client.screen import age, get
 from app.client.watch import diagnostic, report, watch
 
 group = typer.Typer(cls=Listing, help="Builds: list (the default), show, cancel, retry.")
 
-Id = Annotated[str, typer.Argument(metavar="BUILD", help="Its id, bld_….")]
-Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
+Id = Annotated[str, typer.Argument(metavar="BUILD", help="Its id, bld_….", callback=segment)]
 
 
 @command(group, "list")

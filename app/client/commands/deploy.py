@@ -1,30 +1,15 @@
 """``slipway deploy`` and ``slipway build``: a folder is packed, sent, built and, if it shall be a service, brought up."""
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import typer
 
 from app.client.command import Caller
-from app.client.failed import Json
-from app.client.options import (
-    Builder,
-    BuilderMemory,
-    CancelOnInterrupt,
-    Folder,
-    Goarch,
-    Labels,
-    Large,
-    Lenient,
-    NoCache,
-    NoWait,
-    Package,
-    Timeout,
-    given,
-    pairs,
-    secrets,
-)
+from app.client.failed import Json, usage
+from app.client.options import BuildOptions, Folder, given, pairs, secrets
 from app.client.watch import report, watch
 
 HERE = Path()
@@ -48,20 +33,9 @@ def deploy(
     region: Annotated[list[str] | None, typer.Option(help="The platform's own word for where.")] = None,
     minimum: Annotated[int | None, typer.Option("--min", help="1 keeps it up; 0 lets it sleep.")] = None,
     idle: Annotated[int | None, typer.Option(help="Seconds without a request after which it sleeps.")] = None,
-    builder: Builder = None,
-    package: Package = None,
-    goarch: Goarch = None,
-    builder_memory: BuilderMemory = None,
-    timeout: Timeout = None,
-    label: Labels = None,
-    no_cache: NoCache = False,
-    no_wait: NoWait = False,
-    lenient: Lenient = False,
-    large: Large = False,
-    cancel_on_interrupt: CancelOnInterrupt = False,
+    **options: Unpack[BuildOptions],
 ) -> None:
     """Build a folder and run it as a service: packs, sends, follows, and prints the address."""
-    body = _build(builder, package, goarch, builder_memory, timeout, label, no_cache=no_cache, lenient=lenient)
     service = given(
         env=pairs(env, "--env"),
         secrets=secrets(secret, secret_file),
@@ -72,61 +46,45 @@ def deploy(
         regions=region,
         scale=given(min=minimum, idle_seconds=idle),
     )
-    body |= given(platform=platform) | {"service": {"name": name or folder.resolve().name, **service}}
-    _send(caller, folder, body, large=large, wait=not no_wait, cancel=cancel_on_interrupt)
+    body = given(platform=platform) | {"service": {"name": name or _named_after(folder), **service}}
+    _send(caller, folder, body, options)
 
 
-def build(
-    caller: Caller,
-    folder: Folder = HERE,
-    *,
-    builder: Builder = None,
-    package: Package = None,
-    goarch: Goarch = None,
-    builder_memory: BuilderMemory = None,
-    timeout: Timeout = None,
-    label: Labels = None,
-    no_cache: NoCache = False,
-    no_wait: NoWait = False,
-    lenient: Lenient = False,
-    large: Large = False,
-    cancel_on_interrupt: CancelOnInterrupt = False,
-) -> None:
+def build(caller: Caller, folder: Folder = HERE, **options: Unpack[BuildOptions]) -> None:
     """Build a folder to an image, and run nothing."""
-    body = _build(builder, package, goarch, builder_memory, timeout, label, no_cache=no_cache, lenient=lenient)
-    _send(caller, folder, body, large=large, wait=not no_wait, cancel=cancel_on_interrupt)
+    # Without a service the platform is that of its builder: there may be no `local` here, which is what the API takes.
+    _send(caller, folder, given(platform=options["builder"]), options)
 
 
-def _build(
-    builder: str | None,
-    package: str | None,
-    goarch: str | None,
-    memory: int | None,
-    timeout: int | None,
-    labels: list[str] | None,
-    *,
-    no_cache: bool,
-    lenient: bool,
-) -> Json:
-    """Return what both send."""
-    return given(
-        build=given(package=package, goarch=goarch, cache=False if no_cache else None),
-        builder=given(platform=builder, memory_mb=memory, timeout_seconds=timeout),
-        labels=pairs(labels, "--label"),
-        strict=False if lenient else None,
-    )
+def _named_after(folder: Path) -> str:
+    """Return a folder's name as a service may have it: small letters, digits and single hyphens."""
+    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")
+    if not name[:1].isalpha():
+        raise usage(f"no service can be named after {folder.resolve()}", "Say how it shall be called with --name.")
+    return name
 
 
-def _send(caller: Caller, folder: Path, body: Json, *, large: bool, wait: bool, cancel: bool) -> None:
+def _send(caller: Caller, folder: Path, body: Json, options: BuildOptions) -> None:
     from app.client import pack  # noqa: PLC0415 - only what sends a folder needs it
 
+    body |= given(
+        build=given(package=options["package"], goarch=options["goarch"], cache=False if options["no_cache"] else None),
+        builder=given(
+            platform=options["builder"],
+            memory_mb=options["builder_memory"],
+            timeout_seconds=options["timeout"],
+        ),
+        labels=pairs(options["label"], "--label"),
+        strict=False if options["lenient"] else None,
+    )
     screen, api = caller.screen, caller.api
     files = pack.files(folder)
-    with screen.busy(f"packing and sending {len(files):,} files"), pack.pack(files, check=not large) as archive:
+    check = not options["large"]
+    with screen.busy(f"packing and sending {len(files):,} files"), pack.pack(files, check=check) as archive:
         size = archive.seek(0, os.SEEK_END)
         screen.note(f"sending {len(files):,} files, {size / 1024:,.1f} KiB packed", "dim")
         source = api.call("POST", "/v1/sources", file=archive)
     sent = api.call("POST", "/v1/builds", json=body | {"source": {"kind": "upload", "digest": source["digest"]}})
-    if not wait:
+    if options["no_wait"]:
         raise SystemExit(report(screen, sent))
-    watch(caller, sent["id"], cancel=cancel, folder=str(folder))
+    watch(caller, sent["id"], cancel=options["cancel_on_interrupt"], folder=str(folder))

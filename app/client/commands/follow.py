@@ -1,34 +1,34 @@
 """``slipway logs`` and ``slipway events``: what was said and what happened, and what comes."""
 
 import itertools
-import re
-import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated
 
 import typer
 
 from app.client.command import Caller
-from app.client.failed import Json, usage
+from app.client.failed import Json
+from app.client.options import moment, segment
 
 LAST_LINES = 200
 LOOK_LINES, LOOK_SECONDS = 1000, 1.0
 """A service's log is kept by its platform and has no stream: its last lines are looked at so often."""
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")]
 
 
 def logs(
     caller: Caller,
-    what: Annotated[str, typer.Argument(metavar="BUILD|SERVICE", help="A build's id, or a service's name.")],
+    what: Annotated[
+        str, typer.Argument(metavar="BUILD|SERVICE", help="A build's id, or a service's name.", callback=segment)
+    ],
     *,
     follow: Follow = False,
     since: Annotated[str | None, typer.Option(help="Only later lines: 90s, 10m, 2h, 1d or a time.")] = None,
 ) -> None:
     """Print the log of a build, or the last lines of a service."""
-    start = moment(since).isoformat() if since else None
+    start = moment(since, "--since", ago=True).isoformat() if since else None
     found: Iterator[Json]
     if not what.startswith("bld_"):
         lines = _service_lines(caller, what, follow=follow)
@@ -58,7 +58,7 @@ def events(
 ) -> None:
     """Print what happened in the project, oldest first."""
     params = {"kind": kind, "build": build, "service": service, "after": after or ("now" if follow else None)}
-    streamed = (block.data for block in caller.api.follow("/v1/events", params))
+    streamed = (block.data for block in caller.api.follow("/v1/events", params) if block.event is None)
     for event in streamed if follow else _pages(caller, "/v1/events", params):
         if caller.screen.as_json:
             caller.screen.line(event)
@@ -66,17 +66,6 @@ def events(
             about = event["build_id"] or event["service_id"] or event["release_id"] or ""
             said = event["data"].get("message") or event["data"].get("reason") or ""
             caller.screen.text(f"{event['at'][:19]}Z  {event['kind']:<20} {about} {said}".rstrip())
-
-
-def moment(text: str) -> datetime:
-    """Read a time: so long ago, or in ISO 8601, by default in UTC; Failed when it is neither."""
-    if match := re.fullmatch(r"(\d{1,6})([smhd])", text):
-        return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise usage(f"--since {text!r} is no time", "Such as 10m, 2h or 2026-01-02T03:04:05Z.") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _pages(caller: Caller, path: str, params: Json) -> Iterator[Json]:
@@ -93,17 +82,26 @@ def _service_lines(caller: Caller, name: str, *, follow: bool) -> Iterator[Json]
     seen = caller.api.call("GET", path, params=params)["items"]
     yield from seen[-LAST_LINES:]
     while follow:
-        time.sleep(LOOK_SECONDS)
+        caller.api.sleep(LOOK_SECONDS)
         now = caller.api.call("GET", path, params=params)["items"]
         yield from now[known(seen, now) :]
         seen = now
 
 
 def known(seen: list[Json], now: list[Json]) -> int:
-    """Return how many lines of a look were in the one before: the longest end of that with which this begins."""
+    """Return how many lines of a look were in the one before: the longest end of that with which this begins.
+
+    A last line that was half written then is not known: it comes again, whole.
+    """
+    # A platform that keeps no times gives all lines that of the last write: they say nothing of which line it is.
+    dated = len({line["at"] for line in now}) > 1
+    before, after = ([(x["stream"], x["at"] if dated else "", x["text"]) for x in look] for look in (seen, now))
     for skipped in itertools.count(max(0, len(seen) - len(now))):
-        if seen[skipped:] == now[: len(seen) - skipped]:
-            return len(seen) - skipped
+        same = len(seen) - skipped
+        if before[skipped:] == after[:same]:
+            return same
+        if before[skipped:-1] == after[: same - 1] and after[same - 1][-1].startswith(before[-1][-1]):
+            return same - 1
     raise AssertionError
 
 

@@ -1,13 +1,12 @@
 """``slipway keys`` and ``slipway projects``: who may call, and on whose behalf."""
 
-from typing import Annotated
+from typing import Annotated, TypedDict, Unpack
 
 import typer
 
 from app.client.command import Caller, Listing, command
-from app.client.commands.follow import moment
 from app.client.failed import Json, usage
-from app.client.options import given
+from app.client.options import Limit, given, moment, segment
 from app.client.screen import age, get
 
 group = typer.Typer(cls=Listing, help="API keys: list (the default), create, rotate, revoke.")
@@ -15,13 +14,22 @@ projects = typer.Typer(
     cls=Listing, help="Projects: list (the default), create, show, set. Making them is the operator's."
 )
 
-Id = Annotated[str, typer.Argument(metavar="KEY", help="Its id, key_….")]
+Id = Annotated[str, typer.Argument(metavar="KEY", help="Its id, key_….", callback=segment)]
 Project = Annotated[str | None, typer.Option(help="Of another project; for the operator.")]
-Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
-MaxBuilds = Annotated[str | None, typer.Option(metavar="N", help="Builds at a time; `default`: the installation's.")]
-MaxQueued = Annotated[str | None, typer.Option(metavar="N", help="Builds that wait.")]
-MaxPerDay = Annotated[str | None, typer.Option(metavar="N", help="Builds in a day.")]
-MaxServices = Annotated[str | None, typer.Option(metavar="N", help="Services.")]
+ProjectName = Annotated[str, typer.Argument(metavar="NAME", help="The project's name.", callback=segment)]
+
+
+class Limits(TypedDict):
+    """The limits of a project, as they are given."""
+
+    max_builds: Annotated[
+        str | None, typer.Option(metavar="N", help="Builds at a time; `default`: the installation's.")
+    ]
+    max_queued: Annotated[str | None, typer.Option(metavar="N", help="Builds that wait.")]
+    max_per_day: Annotated[str | None, typer.Option(metavar="N", help="Builds in a day.")]
+    max_services: Annotated[str | None, typer.Option(metavar="N", help="Services.")]
+
+
 KEYS = (
     ("id", get("id")),
     ("name", get("name")),
@@ -45,7 +53,8 @@ PROJECTS = (
 
 def create(caller: Caller, name: str, *, project: str | None, scopes: list[str] | None, expires: str | None) -> None:
     """Make a key and print it: it is shown this once."""
-    body = given(name=name, project=project, scopes=scopes, expires_at=moment(expires).isoformat() if expires else None)
+    until = moment(expires, "--expires", ago=False).isoformat() if expires else None
+    body = given(name=name, project=project, scopes=scopes, expires_at=until)
     _made(caller, caller.api.call("POST", "/v1/keys", json=body))
 
 
@@ -101,47 +110,31 @@ def list_projects(caller: Caller, *, limit: Limit = 50) -> None:
 
 @command(projects, "create")
 def create_project(
-    caller: Caller,
-    name: str,
-    *,
-    max_builds: MaxBuilds = None,
-    max_queued: MaxQueued = None,
-    max_per_day: MaxPerDay = None,
-    max_services: MaxServices = None,
+    caller: Caller, name: Annotated[str, typer.Argument(help="Its name.")], **limits: Unpack[Limits]
 ) -> None:
     """Make a project; it needs a key next."""
-    body = {"name": name} | _limits(max_builds, max_queued, max_per_day, max_services)
-    caller.screen.show(caller.api.call("POST", "/v1/projects", json=body), *PROJECTS)
+    caller.screen.show(caller.api.call("POST", "/v1/projects", json={"name": name} | _body(limits)), *PROJECTS)
     caller.screen.note(f"Its first key: slipway keys create NAME --project {name}")
 
 
 @command(projects, "show")
-def show_project(caller: Caller, name: str) -> None:
+def show_project(caller: Caller, name: ProjectName) -> None:
     """Show a project."""
     caller.screen.show(caller.api.call("GET", f"/v1/projects/{name}"), *PROJECTS)
 
 
 @command(projects, "set")
-def set_project(
-    caller: Caller,
-    name: str,
-    *,
-    max_builds: MaxBuilds = None,
-    max_queued: MaxQueued = None,
-    max_per_day: MaxPerDay = None,
-    max_services: MaxServices = None,
-) -> None:
+def set_project(caller: Caller, name: ProjectName, **limits: Unpack[Limits]) -> None:
     """Set a project's limits; those that are not given stay."""
-    body = _limits(max_builds, max_queued, max_per_day, max_services)
-    caller.screen.show(caller.api.call("PATCH", f"/v1/projects/{name}", json=body), *PROJECTS)
+    caller.screen.show(caller.api.call("PATCH", f"/v1/projects/{name}", json=_body(limits)), *PROJECTS)
 
 
-def _limits(builds: str | None, queued: str | None, per_day: str | None, services: str | None) -> Json:
+def _body(limits: Limits) -> Json:
     named = {
-        "max_concurrent_builds": ("--max-builds", builds),
-        "max_queued_builds": ("--max-queued", queued),
-        "max_builds_per_day": ("--max-per-day", per_day),
-        "max_services": ("--max-services", services),
+        "max_concurrent_builds": ("--max-builds", limits["max_builds"]),
+        "max_queued_builds": ("--max-queued", limits["max_queued"]),
+        "max_builds_per_day": ("--max-per-day", limits["max_per_day"]),
+        "max_services": ("--max-services", limits["max_services"]),
     }
     found: Json = {}
     for field, (option, text) in named.items():

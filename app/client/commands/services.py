@@ -7,14 +7,13 @@ import typer
 
 from app.client.command import Caller, Listing, command
 from app.client.failed import Json, usage
-from app.client.options import NoWait, given
+from app.client.options import Limit, NoWait, given, segment
 from app.client.releases import COLUMNS, until_live
 from app.client.screen import age, get
 
 group = typer.Typer(cls=Listing, help="Services: list (the default), show, releases, wake, sleep, delete.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The service's name.")]
-Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The service's name.", callback=segment)]
 FIELDS = (
     ("service", get("name")),
     ("status", get("status")),

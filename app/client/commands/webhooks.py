@@ -6,16 +6,15 @@ import typer
 
 from app.client.command import Caller, Listing, command
 from app.client.failed import Json
-from app.client.options import given
+from app.client.options import Limit, given, segment
 from app.client.screen import age, get
 
 group = typer.Typer(
     cls=Listing, help="Webhooks: list (the default), create, update, delete, rotate, test, deliveries, redeliver."
 )
 
-Id = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Its id, whk_….")]
+Id = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Its id, whk_….", callback=segment)]
 Events = Annotated[list[str] | None, typer.Option("--event", help="Such as build.failed, or build.*; else all.")]
-Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
 FIELDS = (
     ("id", get("id")),
     ("url", get("url")),
@@ -107,7 +106,9 @@ def deliveries(
 
 @command(group)
 def redeliver(
-    caller: Caller, webhook: Id, delivery: Annotated[str, typer.Argument(metavar="DELIVERY", help="Its id.")]
+    caller: Caller,
+    webhook: Id,
+    delivery: Annotated[str, typer.Argument(metavar="DELIVERY", help="Its id.", callback=segment)],
 ) -> None:
     """Send a delivery again."""
     path = f"/v1/webhooks/{webhook}/deliveries/{delivery}/redeliver"
