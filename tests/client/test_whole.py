@@ -16,7 +16,6 @@ from tests.client.test_pack import plant
 from tests.e2e.place import KEY, Place, place
 from tests.e2e.programs import tiny
 from tests.support.agents import Toolbox
-from tests.support.processes import REPOSITORY, python
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +78,3 @@ def test_a_folder_becomes_a_service(here: Place, tmp_path: Path) -> None:
     assert second.stdout == f"http://{here.host('tiny')}\n"
     assert "\x1b" not in second.stderr
     assert here.ask("tiny")["word"] == "two"
-
-
-def test_a_client_loads_nothing_of_the_server() -> None:
-    code = "import app.cli; print(*sys.modules)"
-    done = subprocess.run(python(code), capture_output=True, text=True, timeout=60, check=True, cwd=REPOSITORY)
-    loaded = set(done.stdout.split())
-    theirs = {"sqlalchemy", "fastapi", "pydantic", "asyncpg", "pathspec", "uvicorn", "app.operate", "app.settings"}
-    assert not loaded & theirs
-    assert "httpx" in loaded
