@@ -12,7 +12,7 @@ from app.api.deps import BuildsWrite, Ctx, Db
 from app.api.once import OnceRoute, OnceStreamed
 from app.api.problems import responses
 from app.api.schemas import SourceOut
-from app.builds import sources
+from app.builds import archives, sources
 from app.builds.limits import limits
 from app.errors import invalid, too_large
 from app.models import Source
@@ -38,7 +38,7 @@ async def create_source(
         if size == 0:
             raise invalid("body", "is empty; send a gzipped tar", reason="source_invalid")
         file.seek(0)
-        tree = await asyncio.to_thread(sources.read_archive, file, size, settings)
+        tree = await asyncio.to_thread(archives.read_archive, file, size, settings)
         file.seek(0)
         if once is not None:
             await once.enter(session, tree.digest.encode())
@@ -56,7 +56,7 @@ async def _receive(request: Request, file: IO[bytes], limit: int) -> int:
         if size > limit:
             raise too_large(f"the archive has more than {limit} bytes")
         buffer += piece
-        if len(buffer) >= sources.CHUNK:
+        if len(buffer) >= archives.CHUNK:
             await asyncio.to_thread(file.write, bytes(buffer))
             buffer.clear()
     if buffer:
@@ -65,5 +65,5 @@ async def _receive(request: Request, file: IO[bytes], limit: int) -> int:
 
 
 async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
-    while data := await asyncio.to_thread(file.read, sources.CHUNK):
+    while data := await asyncio.to_thread(file.read, archives.CHUNK):
         yield data

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import logs, outbox, sql, store, traces
 from app.address import AddressError, check_url
-from app.builds import cache, limits, reuse, sources
+from app.builds import archives, cache, limits, reuse, sources
 from app.builds.limits import Granted
 from app.context import Context
 from app.errors import Refusal, conflict, invalid, not_found, too_large
@@ -33,7 +33,7 @@ class Plan:
 
     request: BuildRequest
     values: dict[str, Any]
-    packed: tuple[sources.Tree, bytes] | None
+    packed: tuple[archives.Tree, bytes] | None
 
 
 def plan(context: Context, project: Project, request: BuildRequest) -> Plan:
@@ -269,10 +269,10 @@ def _pullable(context: Context, platform: str, traits: Traits) -> None:
 
 def _source(
     context: Context, project: Project, request: BuildRequest
-) -> tuple[dict[str, Any], tuple[sources.Tree, bytes] | None]:
+) -> tuple[dict[str, Any], tuple[archives.Tree, bytes] | None]:
     match request.source:
         case FilesSource(files=files):
-            tree, archive = sources.pack_files(files, context.settings)
+            tree, archive = archives.pack_files(files, context.settings)
             if len(archive) > (most := limits.limits(context.settings, project).source_bytes):
                 raise too_large(f"source.files: {len(archive)} bytes packed; this project may send {most}")
             return {"kind": "archive", "digest": tree.digest}, (tree, archive)
@@ -283,7 +283,7 @@ def _source(
                 check_url(url, context.settings.allow_hosts)
             except AddressError as e:
                 raise invalid("source.url", str(e)) from None
-            if subdir and (wrong := sources.check_path(subdir)):
+            if subdir and (wrong := archives.check_path(subdir)):
                 raise invalid("source.subdir", wrong)
             return {"kind": "git", "url": url, "ref": ref, "subdir": subdir, "commit": None, "digest": None}, None
 

@@ -145,10 +145,10 @@ async def test_a_secret_is_not_shown_twice(here: World) -> None:
 
 
 async def test_a_source_too(here: World) -> None:
-    from app.builds import sources
+    from app.builds import archives
 
-    _, archive = sources.pack_files({"go.mod": "module a\n"}, here.context.settings)
-    _, other = sources.pack_files({"go.mod": "module b\n"}, here.context.settings)
+    _, archive = archives.pack_files({"go.mod": "module a\n"}, here.context.settings)
+    _, other = archives.pack_files({"go.mod": "module b\n"}, here.context.settings)
     first = await here.http.post("/v1/sources", content=archive, headers=with_key("k1"))
     again = await here.http.post("/v1/sources", content=archive, headers=with_key("k1"))
     assert (again.json(), again.headers["idempotency-replayed"]) == (first.json(), "true")

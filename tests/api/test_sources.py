@@ -4,23 +4,33 @@ import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
+from app.builds import archives
+from app.errors import Refusal
 from app.models import Build
+from app.settings import Settings
 from tests.support.platform import NAME
 from tests.support.world import FILES, World, files_digest, world
 
 Entry = tuple[str, bytes | tarfile.TarInfo]
 
 
-def info(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+def info(name: str, kind: bytes, target: str = "", pax: dict[str, str] | None = None) -> tarfile.TarInfo:
     it = tarfile.TarInfo(name)
-    it.type, it.linkname = kind, target
+    it.type, it.linkname, it.pax_headers = kind, target, pax or {}
     return it
+
+
+def sparse(size: int) -> tarfile.TarInfo:
+    """Return a file that is all hole: zeros without an end, out of nothing."""
+    return info("sparse", tarfile.REGTYPE, pax={"GNU.sparse.map": "0,0", "GNU.sparse.size": str(size)})
 
 
 def archive(entries: Iterable[Entry], *, mode: int = 0o644, **how: Any) -> bytes:
@@ -100,8 +110,15 @@ UNSAFE: dict[str, list[Entry]] = {
     "folder and file": [("a", info("a", tarfile.DIRTYPE)), ("a", b"")],
     "a long name": [("a" * 2000, b"")],
     "no plain path": [("a//b", b"")],
-    "a control character": [("a\nb", b"")],
     "no UTF-8": [("a\udcff", b"")],
+    "a control character": [("a\nb", b"")],
+    "a long part": [("a" * 300, b"")],
+    "too deep": [("a/" * 64 + "b", b"")],
+    "sparse": [("a", sparse(10**18))],
+    "a header as large as a disk": [
+        ("a", b""),
+        ("b", info("b", tarfile.REGTYPE, pax={"comment": os.urandom(2_000_000).hex()})),
+    ],
 }
 
 
@@ -129,6 +146,16 @@ async def test_a_broken_archive_is_refused(here: World) -> None:
     assert await kept(here) == 0
 
 
+def test_a_path_as_long_as_a_body_costs_nothing() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refusal):
+            archives.pack_files({"a/" * 4000 + "b": ""}, Settings())
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
 async def test_bombs_are_stopped_on_the_way(database_url: str, tmp_path: Path) -> None:
     async with world(database_url, tmp_path, max_unpacked_bytes=8 * 1024 * 1024, max_source_files=20) as here:
         bomb = archive([("zeros", b"\0" * 4 * 1024 * 1024)])
@@ -143,6 +170,12 @@ async def test_bombs_are_stopped_on_the_way(database_url: str, tmp_path: Path) -
         many = archive([(f"f{n}", b"") for n in range(21)])
         assert (await send(here, many)).status_code == 422
         assert (await send(here, archive([(f"f{n}", b"") for n in range(20)]))).status_code == 201
+        folders = [(f"d{n}", info(f"d{n}", tarfile.DIRTYPE)) for n in range(21)]
+        assert (await send(here, archive([*folders, *PLAIN]))).status_code == 422
+        deep = archive([(f"{n}/{'a/' * 10}f", b"") for n in range(3)])
+        assert (await send(here, deep)).status_code == 422, "its folders are too many"
+        again = [("d", info("d", tarfile.DIRTYPE))] * 41
+        assert (await send(here, archive([*again, *PLAIN]))).status_code == 422
         assert await kept(here) == 1
 
 

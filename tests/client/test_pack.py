@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.builds import sources
+from app.builds.archives import read_archive
 from app.client import pack
 from app.client.failed import Code, Failed
 from app.settings import Settings
@@ -79,7 +79,7 @@ def test_the_same_tree_is_the_same_archive_and_what_the_api_takes(tmp_path: Path
             archive.seek(0)
             archives.append(archive.read())
     assert archives[0] == archives[1]
-    tree = sources.read_archive(io.BytesIO(archives[0]), len(archives[0]), Settings())
+    tree = read_archive(io.BytesIO(archives[0]), len(archives[0]), Settings())
     assert tree.files == len(SENT) + 1
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(archives[0]))) as tar:
         assert {m.name: m.mode for m in tar}["run.sh"] == 0o755

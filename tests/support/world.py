@@ -27,7 +27,7 @@ from sqlalchemy import CursorResult, select, text
 
 from app import db, keys
 from app import jobs as worker
-from app.builds import sources
+from app.builds import archives
 from app.context import Context
 from app.main import create_app, open_context
 from app.models import Base, Build, Project, Release, Run, Service
@@ -251,7 +251,7 @@ class World:
 
 
 def files_digest(files: dict[str, str]) -> str:
-    return sources.tree_digest({p: (False, hashlib.sha256(t.encode()).hexdigest()) for p, t in files.items()})
+    return archives.tree_digest({p: (False, hashlib.sha256(t.encode()).hexdigest()) for p, t in files.items()})
 
 
 def client(app: FastAPI, key: str | None) -> httpx.AsyncClient:
