@@ -167,6 +167,17 @@ async def test_the_same_key_sends_one_batch(here: World) -> None:
     assert len(await here.rows(Build)) == 1
 
 
+async def test_the_same_key_at_once_sends_one_batch(here: World) -> None:
+    body, headers = {"builds": [order(here, n) for n in range(20)]}, {"Idempotency-Key": "k1"}
+    answers = await asyncio.gather(*(here.http.post("/v1/batches", json=body, headers=headers) for _ in range(6)))
+    (batch,) = await here.rows(Batch)
+    assert {a.json()["id"] for a in answers if a.status_code == 202} == {batch.id}
+    for answer in answers:
+        if answer.status_code != 202:
+            problem(answer, 409, "idempotency_in_flight")
+    assert len(await here.rows(Build)) == batch.accepted == 20
+
+
 async def test_each_build_of_a_batch_counts(here: World) -> None:
     await here.sql("update project set max_queued_builds = 2")
     batch = await send(here, {}, *(order(here, n, f"svc-{n}") for n in range(4)))

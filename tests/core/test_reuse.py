@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
-from app.builds import retention, reuse
+from app.builds import retention, reuse, sources
 from app.images.access import Images
 from app.imitations.server import serving
-from app.models import Artifact, Build, Event, Release, Run
+from app.models import Artifact, Build, Event, Release, Run, Service
 from tests.support.platform import NAME, Yard
 from tests.support.waiting import eventually, free_port
 from tests.support.world import FILES, Json, World, world
@@ -97,6 +98,17 @@ async def test_a_retry_of_a_hit_is_a_hit(here: World) -> None:
     assert (build.status, build.retry_of) == ("succeeded", hit["id"])
     assert len(here.yard.launched) == 1
     assert (await here.live("echo")).build_id == build.id
+
+
+@pytest.mark.parametrize("cache", [True, False])
+async def test_a_retry_is_a_hit_unless_its_build_was_forced(here: World, cache: bool) -> None:
+    first = await here.send(here.order() | {"build": {"cache": cache}})
+    await here.jobs()
+    await (await here.builder(first)).finish()
+    retried = (await here.http.post(f"/v1/builds/{first.id}/retry")).json()["id"]
+    await here.jobs()
+    build = await seen(here, await here.one(Build, id=retried))
+    assert (build["status"], len(build["runs"])) == (("succeeded", 0) if cache else ("building", 1))
 
 
 async def test_a_git_source_is_known_once_it_was_fetched(here: World) -> None:
@@ -324,6 +336,42 @@ async def test_a_batch_of_one_source_has_one_builder_or_none(here: World) -> Non
     assert len(here.yard.launched) == 1
     first, _ = await here.rows(Event, kind="batch.ended")
     assert first.data["batch_id"] == batch["id"]
+
+
+async def test_two_batches_at_once_share_their_builders(here: World) -> None:
+    """Of the same sources and services in opposite orders, so that each holds a row that the other wants next."""
+    orders = []
+    for n in range(4):
+        _, archive = sources.pack_files(FILES | {"n.txt": str(n)}, here.context.settings)
+        digest = (await here.http.post("/v1/sources", content=archive)).json()["digest"]
+        upload = {"source": {"kind": "upload", "digest": digest}}
+        orders += [here.order() | upload, here.order(f"svc-{n}") | upload]
+    first = await here.submit("svc-1")
+    await here.http.post(f"/v1/builds/{first.id}/cancel")
+    async with here.context.sessions.begin() as session:
+        await session.execute(select(Service).where(Service.name == "svc-1").with_for_update())
+        both = [
+            asyncio.create_task(here.http.post("/v1/batches", json={"builds": builds}))
+            for builds in (orders, orders[::-1])
+        ]
+        await eventually(lambda: _waiting(here, 2))
+    answers = [await answer for answer in both]
+    assert [(a.status_code, a.json()["accepted"]) for a in answers] == [(202, 8), (202, 8)]
+    await here.jobs()
+    leaders = [b for b in await here.rows(Build) if b.batch_id and b.waiting_for is None]
+    assert len(leaders) == len(here.yard.launched) == 4
+    for leader in leaders:
+        await (await here.builder(leader)).finish()
+    await here.jobs()
+    await here.hurry()
+    assert {b.status for b in await here.rows(Build) if b.batch_id} == {"succeeded"}
+    ends = [e.data["batch_id"] for e in await here.rows(Event, kind="batch.ended")]
+    assert sorted(ends) == sorted(a.json()["id"] for a in answers)
+
+
+async def _waiting(here: World, count: int) -> bool:
+    rows = await here.sql("select count(distinct pid) as n from pg_locks where not granted")
+    return bool(rows[0].n >= count)
 
 
 async def test_who_waits_goes_live_in_order(here: World) -> None:

@@ -56,6 +56,17 @@ async def test_only_what_it_wants(hooks: Hooks) -> None:
     assert sorted(hooks.receiver.kinds()) == ["build.failed", "build.queued", "service.failed"]
 
 
+async def test_the_end_of_a_batch_is_told_once(hooks: Hooks) -> None:
+    hook = await hooks.add(events=["batch.*"])
+    sent = await hooks.here.http.post("/v1/batches", json={"builds": [hooks.here.order(), hooks.here.order(), {}]})
+    await hooks.here.http.post(f"/v1/batches/{sent.json()['id']}/cancel")
+    await hooks.ended()
+    (request,) = hooks.receiver.taken
+    assert verifies(request, hook["secret"])
+    about = {"batch_id": sent.json()["id"], "size": 3, "accepted": 2}
+    assert (request.kind, request.message["data"]["data"]) == ("batch.ended", about)
+
+
 async def test_a_refused_message_comes_again_the_same_and_signed_anew(hooks: Hooks) -> None:
     hook = await hooks.add()
     answers = [reply(500), reply(404), reply(302, location=hooks.receiver.url), reply(200, b"ok")]
