@@ -117,6 +117,12 @@ class BuildCount(Base):
     day: Mapped[date]
     """In UTC."""
     builds: Mapped[int]
+    queued: Mapped[int] = mapped_column(server_default="0")
+    """How many were queued at ``counted_at``, and all that came since."""
+    ahead: Mapped[int] = mapped_column(server_default="0")
+    """Those of them that wait for a slot."""
+    counted_at: Mapped[datetime | None]
+    """When a long queue was counted; a short one is counted each time."""
 
 
 class ApiKey(Base):

@@ -3,6 +3,9 @@
 Every build counts in one row of its project, ``build_count``, which is locked from there to the end of the transaction. So two
 requests at once never exceed a limit: what is counted after the lock holds whatever the one before it has made. It is
 taken last, right before the build is written, so that nobody waits for it longer than an insert and a commit take.
+
+A long queue is counted once a second and not for every build: in between, the row says how many there were and how many came
+since, which is as many as there are or more. What is refused has been counted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,7 +65,7 @@ class Quota:
 
 @dataclass(frozen=True)
 class Granted:
-    """What became of a wish for builds: how many may be made, and, when that is not all, why; ``ahead`` wait for a slot."""
+    """What became of a wish for builds: how many may be made, and, when that is not all, why; about ``ahead`` wait for a slot."""
 
     builds: int
     ahead: int
@@ -79,25 +82,32 @@ def headers(quotas: Sequence[Quota]) -> dict[str, str]:
 
 _TODAY = "(now() at time zone 'utc')::date"
 _TOMORROW = f"ceil(extract(epoch from ({_TODAY} + 1) at time zone 'utc' - now()))::int"
+LONG_QUEUE = 1000
 _COUNT = f"""
-    insert into build_count as c (project_id, day, builds) values ($1, {_TODAY}, $2)
+    insert into build_count as c (project_id, day, builds, queued, ahead) values ($1, {_TODAY}, $2, $2, $2)
     on conflict (project_id) do update set
-        builds = case when c.day = excluded.day then c.builds else 0 end + excluded.builds, day = excluded.day
-    returning builds, {_TOMORROW} as seconds
+        builds = case when c.day = excluded.day then c.builds else 0 end + excluded.builds, day = excluded.day,
+        queued = c.queued + excluded.queued, ahead = c.ahead + excluded.ahead
+    returning builds, {_TOMORROW} as seconds, queued - $2 as queued, ahead - $2 as ahead,
+        coalesce(counted_at > clock_timestamp() - interval '1 second', false) as fresh
 """  # noqa: S608 - our own text
-_GIVE_BACK = "update build_count set builds = builds - $2 where project_id = $1"
+_GIVE_BACK = (
+    "update build_count set builds = builds - $2, queued = queued - $2, ahead = ahead - $2 where project_id = $1"
+)
 AHEAD = "waiting_for is null and artifact_id is null"
 """Which queued builds wait for a slot: not those that may take another's image."""
 _QUEUED = "(select count(*) from build where project_id = $1 and status = 'queued')"
 _QUEUE = f"""
-    select count(*) as queued, count(*) filter (where {AHEAD}) as ahead
-    from build where project_id = $1 and status = 'queued'
+    with seen as (
+        select count(*) as queued, count(*) filter (where {AHEAD}) as ahead
+        from build where project_id = $1 and status = 'queued'
+    ), kept as (
+        update build_count set queued = seen.queued + $2, ahead = seen.ahead + $2, counted_at = clock_timestamp()
+        from seen where project_id = $1 and seen.queued >= {LONG_QUEUE}
+    )
+    select * from seen
 """  # noqa: S608 - our own text
 _SERVICES = "(select count(*) from service where project_id = $1 and deleted_at is null)"
-
-
-_SEEN = f"select 0 as services, queue.* from ({_QUEUE}) as queue"  # noqa: S608 - our own text
-_SEEN_NEW = f"select {_SERVICES} as services, queue.* from ({_QUEUE}) as queue"  # noqa: S608 - our own text
 
 
 async def grant(context: Context, session: Session, project: Project, wanted: int, *, new_service: bool) -> Granted:
@@ -108,10 +118,15 @@ async def grant(context: Context, session: Session, project: Project, wanted: in
     """
     allowed = limits(context.settings, project)
     counted = await sql.fetch_one(session, _COUNT, project.id, wanted)
-    # A statement of its own: it has to see what was committed before the lock was ours.
-    seen = await sql.fetch_one(session, _SEEN_NEW if new_service else _SEEN, project.id)
     assert counted is not None
-    assert seen is not None
+    # Statements of their own: they have to see what was committed before the lock was ours.
+    seen = counted
+    if not counted["fresh"] or counted["queued"] + wanted > allowed.queued_builds:
+        (seen,) = await sql.fetch(session, _QUEUE, project.id, wanted)
+    services = 0
+    if new_service:
+        (row,) = await sql.fetch(session, f"select {_SERVICES} as services", project.id)
+        services = row["services"]
     before, seconds = counted["builds"] - wanted, counted["seconds"]
     day, room = allowed.builds_per_day - before, allowed.queued_builds - seen["queued"]
     builds = max(0, min(wanted, day, room))
@@ -120,8 +135,8 @@ async def grant(context: Context, session: Session, project: Project, wanted: in
         Quota("queued-builds", allowed.queued_builds, max(0, room - builds)),
     ]
     if new_service:
-        quotas.append(Quota("services", allowed.services, max(0, allowed.services - seen["services"])))
-    if seen["services"] > allowed.services:
+        quotas.append(Quota("services", allowed.services, max(0, allowed.services - services)))
+    if services > allowed.services:
         builds, short, retry_after = 0, quotas[2], SERVICES_RETRY_SECONDS
     elif day < room:
         short, retry_after = quotas[0], seconds

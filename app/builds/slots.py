@@ -2,9 +2,10 @@
 
 One advisory lock per platform makes limits hold over any number of workers. While there is room for all that wait, their order
 is of no matter: each takes its own slot under a share of the lock (``room``). Otherwise one at a time holds the lock alone
-(``pick``): a slot goes to the project with the fewest running builds, then to the oldest build; so a project waits for
-nobody's backlog but its own. A build that finds no slot is
-*held*: its ``next_check_at`` is NULL, so that a backlog makes no storm of checks; whoever frees a slot nudges one held build.
+(``pick``): a slot goes to the project with the fewest running builds, then to the oldest build; so a project waits for nobody's
+backlog but its own. A project's limit counts over all platforms: where there are several it has such a lock, too. A build that
+finds no slot is *held*: its ``next_check_at`` is NULL, so that a backlog makes no storm of checks; whoever frees a slot nudges
+one held build.
 """
 
 from collections.abc import Sequence
@@ -52,8 +53,13 @@ _PICK = f"""
     limit 1
 """  # noqa: S608 - our own text
 _SHARE = """
-    select builder_platform, pg_advisory_xact_lock_shared(hashtextextended('slots:' || builder_platform, 0))
+    select builder_platform, pg_advisory_xact_lock_shared(hashtextextended('slots:' || builder_platform, 0)),
+        pg_advisory_xact_lock_shared(hashtextextended('slots:' || project_id, 0))
     from build where id = $1 and status = 'queued'
+"""
+_BELOW_LIMIT = """
+    select from project where id = $1 and coalesce(max_concurrent_builds, $2) >
+        (select count(*) from build where project_id = $1 and status in ('dispatching', 'building'))
 """
 _ROOM = """
     select build.* from build
@@ -63,12 +69,13 @@ _ROOM = """
         and build.status = 'queued'
         and (build.not_before is null or build.not_before <= now())
         and (select count(*) from (
-            select from build where builder_platform = $2 and status in ('queued', 'dispatching', 'building') limit $4 + 1
+            select from build where builder_platform = $2 and status in ('queued', 'dispatching', 'building')
+            order by status, created_at limit $4 + 1  -- as the index has them, whatever the planner believes
         ) as wanted) <= $4
         and (select count(*) from (
             select from build as other
             where other.project_id = build.project_id and other.status in ('queued', 'dispatching', 'building')
-            limit coalesce(project.max_concurrent_builds, $3) + 1
+            order by other.status, other.id limit coalesce(project.max_concurrent_builds, $3) + 1
         ) as wanted) <= coalesce(project.max_concurrent_builds, $3)
     for update of build skip locked
 """
@@ -80,15 +87,19 @@ _HOLD = """
         for update skip locked
     )
 """
-# Any one will do, since ``pick`` chooses. The second is for a limit of the project, which counts over all platforms.
+# Any one will do, since ``pick`` chooses. The second is for a limit of the project, which counts over all platforms. Their order
+# is the index's, so that neither ended builds nor the rest of a backlog are gone through.
 _HELD = """
     (select id, builder_platform from build
     where builder_platform = $1 and status = 'queued' and next_check_at is null
-        and (not_before is null or not_before <= now()) limit 1)
+        and (not_before is null or not_before <= now()) order by project_id, id limit 1)
     union all
-    (select id, builder_platform from build
-    where project_id = $2 and status = 'queued' and next_check_at is null and builder_platform <> $1
-        and (not_before is null or not_before <= now()) limit 1)
+    select held.* from unnest($3::text[]) as other (name)
+    cross join lateral (
+        select id, builder_platform from build
+        where builder_platform = other.name and project_id = $2 and status = 'queued' and next_check_at is null
+            and (not_before is null or not_before <= now()) order by id limit 1
+    ) as held
 """
 _STARTABLE = f"""
     with recursive at_work as ({AT_WORK}), waiting (project_id) as ({WAITING}),
@@ -105,9 +116,9 @@ _STARTABLE = f"""
 """  # noqa: S608 - our own text
 
 
-async def lock(session: Session, platform: str) -> None:
-    """Wait for the platform's slots; released at the end of the transaction."""
-    await sql.fetch(session, "select pg_advisory_xact_lock(hashtextextended($1, 0))", f"slots:{platform}")
+async def _lock(session: Session, whose: str) -> None:
+    """Wait for the slots of a platform or of a project; released at the end of the transaction."""
+    await sql.fetch(session, "select pg_advisory_xact_lock(hashtextextended($1, 0))", f"slots:{whose}")
 
 
 async def room(context: Context, session: Session, build_id: str) -> Build | None:
@@ -130,12 +141,24 @@ async def pick(context: Context, session: Session, platform: str) -> Build | Non
 
     The caller moves it to dispatching in the same transaction.
     """
-    await lock(session, platform)
+    await _lock(session, platform)
     entry = context.catalog.entry(platform)
     if entry is None:
         return None
     limits = context.settings.project_concurrency, entry.traits.max_builders
-    row = await sql.fetch_one(session, _PICK, platform, *limits)
+    others = any(e.configured and e.builders for e in context.catalog.entries.values() if e.name != platform)
+    while True:
+        if others:
+            await sql.fetch(session, "savepoint chosen")
+        row = await sql.fetch_one(session, _PICK, platform, *limits)
+        if row is None or not others:
+            break
+        await _lock(session, row["project_id"])
+        # A statement of its own: it has to see what was committed on another platform before the lock was ours.
+        if await sql.fetch_one(session, _BELOW_LIMIT, row["project_id"], limits[0]) is not None:
+            break
+        # This lets go of the project, too: who held one and waited for another might meet somebody who does the reverse.
+        await sql.fetch(session, "rollback to savepoint chosen")
     return sql.load(Build, row) if row else None
 
 
@@ -153,7 +176,8 @@ async def freed(context: Context, session: Session, platform: str, project_id: s
     Takes a share of the lock first: a dispatch that still counted the old build as running has then marked its own as held.
     """
     await sql.fetch(session, "select pg_advisory_xact_lock_shared(hashtextextended($1, 0))", f"slots:{platform}")
-    for held in await sql.fetch(session, _HELD, platform, project_id):
+    others = [name for name in context.catalog.entries if name != platform]
+    for held in await sql.fetch(session, _HELD, platform, project_id, others):
         host_bound = context.catalog.host_bound(held["builder_platform"])
         outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, held["id"], host_bound=host_bound, once=False))
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.builds import submit
-from app.builds.limits import QUEUED_RETRY_SECONDS, SERVICES_RETRY_SECONDS
+from app.builds.limits import LONG_QUEUE, QUEUED_RETRY_SECONDS, SERVICES_RETRY_SECONDS
 from app.db import transaction
 from app.models import Build, Project
 from app.requests import BuildRequest
@@ -80,6 +80,31 @@ async def test_queued_builds(here: World) -> None:
     problem(await here.http.post(f"/v1/builds/{first.json()['id']}/retry"), 429, "too_many_queued")
     await here.jobs()
     assert (await send(here)).status_code == 202, "builds at work count as queued"
+
+
+async def test_a_long_queue_is_counted_once_a_second(here: World) -> None:
+    await here.sql(
+        "insert into build (id, project_id, status, builder_platform, source, spec) select "
+        "'bld_' || n, (select id from project), 'queued', 'far', '{}', '{}' from generate_series(1, :n) n",
+        n=LONG_QUEUE,
+    )
+    most = LONG_QUEUE + 4
+    await limit(here, max_queued_builds=most)
+    first = await send(here)
+    assert (left(first)["queued-builds"]["r"], first.json()["position"]) == (3, LONG_QUEUE + 1)
+    await here.sql("update build_count set counted_at = now() + interval '1 hour'")
+    await here.sql("update build set status = 'canceled' where id in ('bld_1', 'bld_2')")
+    second = await send(here)
+    assert (left(second)["queued-builds"]["r"], second.json()["position"]) == (2, LONG_QUEUE + 2), "it was counted anew"
+    for _ in range(2):
+        assert (await send(here)).status_code == 202
+    assert left(await send(here))["queued-builds"]["r"] == 1, "what seemed to be one too many was not counted anew"
+    await here.sql("update build_count set counted_at = now() - interval '2 seconds'")
+    await here.sql("update build set status = 'canceled' where id = 'bld_3'")
+    assert left(await send(here))["queued-builds"]["r"] == 1
+    assert (await send(here)).status_code == 202
+    problem(await send(here), 429, "too_many_queued")
+    assert (await usage(here))["queued_builds"] == most
 
 
 async def test_services(here: World) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 
+import pytest
+
 from app.builds import dispatch, slots
 from app.db import transaction
 from app.models import Build
@@ -42,6 +44,115 @@ async def test_a_slot_that_is_being_taken_counts(here: World) -> None:
         await eventually(lambda: here.sql("select 1 from pg_locks where locktype = 'advisory' and not granted"))
     await turn
     assert sorted(await statuses(here)) == ["dispatching", "queued"]
+
+
+def two_platforms(here: World) -> None:
+    here.context.catalog.entries = {"yard": here.yard.entry(), "other": here.yard.entry("other")}
+    here.context.catalog.held["other"] = here.yard.platform("other")
+
+
+async def elsewhere(here: World) -> Build:
+    """Send a build that is built on the other platform."""
+    build = await here.submit()
+    await here.sql("update build set builder_platform = 'other' where id = :id", id=build.id)
+    return build
+
+
+async def test_a_project_s_slot_is_free_on_every_platform(here: World) -> None:
+    two_platforms(here)
+    await here.http.patch("/v1/projects/default", json={"max_concurrent_builds": 1})
+    first = await here.submit()
+    await here.jobs()
+    second = await elsewhere(here)
+    await here.jobs()
+    assert (await here.one(Build, id=second.id)).next_check_at is None, "it is not held"
+    await (await here.builder(first)).fail("compile_error")
+    await here.jobs()
+    assert (await here.one(Build, id=second.id)).status == "building"
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+async def test_a_slot_that_is_being_taken_on_another_platform_counts(here: World, crowded: bool) -> None:
+    two_platforms(here)
+    await here.http.patch("/v1/projects/default", json={"max_concurrent_builds": 1})
+    first = await here.submit()
+    second = await elsewhere(here) if crowded else None
+    _, neighbour = await here.project("neighbour")
+    async with neighbour, transaction(here.context.pool) as session:
+        build = await slots.room(here.context, session, first.id)
+        if crowded:
+            assert build is None
+            build = await slots.pick(here.context, session, "yard")
+        assert build is not None
+        await dispatch._claim(here.context, session, build)
+        second = second or await elsewhere(here)
+        third = (await neighbour.post("/v1/builds", json=here.order())).json()["id"]
+        await here.sql("update build set builder_platform = 'other' where id = :id", id=third)
+        turn = asyncio.create_task(dispatch.dispatch(here.context, second.id))
+        await eventually(lambda: here.sql("select 1 from pg_locks where locktype = 'advisory' and not granted"))
+    await turn
+    seen = {b.id: b.status for b in await here.rows(Build)}
+    assert seen == {first.id: "dispatching", second.id: "queued", third: "building"}, (
+        "the slot went to no other project"
+    )
+
+
+async def test_of_equal_projects_the_oldest_build_is_next(here: World) -> None:
+    limit(here, 1)
+    running = await here.submit()
+    await here.jobs()
+    sent = []
+    for name in ("one", "two", "three"):
+        _, http = await here.project(name)
+        async with http:
+            sent.append((await http.post("/v1/builds", json=here.order())).json()["id"])
+    await here.jobs()
+    await (await here.builder(running)).fail("compile_error")
+    await here.jobs()
+    assert [(await here.one(Build, id=i)).status for i in sent] == ["building", "queued", "queued"]
+
+
+async def test_a_build_that_somebody_has_locked_does_not_keep_a_slot_empty(here: World) -> None:
+    limit(here, 1)
+    first, second = await here.submit(), await here.submit()
+    async with here.context.sessions.begin() as session:
+        await session.get(Build, first.id, with_for_update=True)
+        done = asyncio.create_task(dispatch.dispatch(here.context, second.id))
+        await eventually(done.done)
+        done.result()
+    assert await statuses(here) == ["queued", "building"]
+
+
+async def test_who_is_held_just_now_is_nudged_by_the_end_that_it_did_not_see(here: World) -> None:
+    limit(here, 1)
+    first, second = await here.submit(), await here.submit()
+    await dispatch.dispatch(here.context, first.id)
+    await here.forget_jobs()
+    async with transaction(here.context.pool) as session:
+        assert await slots.pick(here.context, session, "yard") is None
+        await slots.hold(session, second.id)
+        end = asyncio.create_task((await here.builder(first)).fail("compile_error"))
+        await eventually(lambda: here.sql("select 1 from pg_locks where locktype = 'advisory' and not granted"))
+    await end
+    await here.jobs()
+    assert (await here.one(Build, id=second.id)).status == "building"
+
+
+async def test_reconcile_starts_no_more_than_there_is_room_for(here: World) -> None:
+    limit(here, 3)
+    await here.submit()
+    await here.jobs()
+    for name in ("one", "two", "three"):
+        _, http = await here.project(name)
+        async with http:
+            for _ in range(2):
+                await http.post("/v1/builds", json=here.order())
+    await here.forget_jobs()
+    async with here.context.sessions() as session:
+        assert await slots.startable(here.context, session, "yard") == [], "what is not held has its job"
+    await here.sql("update build set next_check_at = null where status = 'queued'")
+    async with here.context.sessions() as session:
+        assert len(await slots.startable(here.context, session, "yard")) == 2
 
 
 async def test_a_project_s_limit_counts_what_waits(here: World) -> None:
