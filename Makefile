@@ -53,8 +53,8 @@ bench: setup     ## benchmarks, as ratios against a baseline of the same run
 
 LOCK := uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-emit-find-links --python-version 3.11 --custom-compile-command "make lock"
 lock:            ## lock the dependencies anew (needs uv)
-	$(LOCK) pyproject.toml -o requirements/runtime.txt
-	$(LOCK) pyproject.toml --extra local -o requirements/local.txt
+	$(LOCK) pyproject.toml --extra otel -o requirements/runtime.txt
+	$(LOCK) pyproject.toml --extra local --extra otel -o requirements/local.txt
 	$(LOCK) pyproject.toml --extra local --extra imitations --extra otel --extra dev -o requirements/dev.txt
 	$(LOCK) builder/requirements.in -o requirements/builder.txt
 	$(LOCK) requirements/build.in -o requirements/build.txt

@@ -478,6 +478,8 @@ class Release(Base):
     """When the last try to remove its service from its platform began; longer ago than a try takes once it has failed."""
     deadline_at: Mapped[datetime | None]
     next_check_at: Mapped[datetime | None]
+    traceparent: Mapped[str | None] = mapped_column(String(55))
+    """Of its build, else of the request that made it; NULL: it is older than this column."""
     __table_args__ = (
         Index("uq_release_number", "service_id", "number", unique=True),
         Index("uq_release_deploying", "service_id", unique=True, postgresql_where=text("status = 'deploying'")),

@@ -83,11 +83,11 @@ def request(header: str) -> AbstractContextManager[Span]:
     return _within(_tracer, "request", _parent(traces.parse(header)) or Context(), "server", {})
 
 
-def run(build: Any, ended: Any, timings: Mapping[str, float]) -> None:
-    """Record a run that has ended, from its row, and below it the builder's stages.
+def run(build: Any, ended: Any) -> None:
+    """Record a run that has ended, however it did, from its row, and below it the builder's stages if it reported any.
 
-    ``timings`` are seconds by stage in the order they had. The builder doesn't say when they began: they are put one after the
-    other from its claim on.
+    Their seconds are in the order they had. The builder doesn't say when they began: they are put one after the other from its
+    claim on.
     """
     if _tracer is None or (parent := _parent(build.traceparent)) is None or ended.finished_at is None:
         return
@@ -99,7 +99,7 @@ def run(build: Any, ended: Any, timings: Mapping[str, float]) -> None:
         whole.set_attributes(_attributes({"reason": ended.reason}))
         whole.set_status(trace.StatusCode.ERROR)
     within, at = trace.set_span_in_context(whole), ended.claimed_at or ended.created_at
-    for stage, seconds in timings.items():
+    for stage, seconds in ended.timings.items():
         until = min(at + timedelta(seconds=min(max(seconds, 0.0), 86400.0)), ended.finished_at)
         _tracer.start_span(f"builder {stage}", within, start_time=_ns(at)).end(_ns(until))
         at = until

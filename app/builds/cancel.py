@@ -33,7 +33,7 @@ async def cancel(context: Context, session: AsyncSession, build: Build, *, messa
     outbox.mark(session, "cancel.committed")
     open_runs = select(Run).where(Run.build_id == build.id, Run.finished_at.is_(None)).with_for_update()
     for run in (await session.execute(open_runs)).scalars():
-        await end_run(context, session, run, RunStatus.CANCELED, reason=reason, message=text)
+        await end_run(context, session, build, run, RunStatus.CANCELED, reason=reason, message=text)
     if before in slots.IN_SLOT:
         await slots.freed(context, session, build.builder_platform, build.project_id)
     if before == BuildStatus.PROMOTING and build.release_id:

@@ -113,7 +113,7 @@ async def _lose(
     oom = bool(seen and seen.out_of_memory)
     values: dict[str, Any] = {"reason": reason, "message": message, "exit_code": exit_code, "out_of_memory": oom}
     await end_run(
-        context, session, run, RunStatus.LOST if reason is Reason.BUILDER_LOST else RunStatus.FAILED, **values
+        context, session, build, run, RunStatus.LOST if reason is Reason.BUILDER_LOST else RunStatus.FAILED, **values
     )
     if tail and run.log_next == 0:  # the builder never got to send its own lines: the platform's are all there is
         lines = [

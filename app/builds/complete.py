@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import structlog
 from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat
 
-from app import faults, logs, metrics, sql, store, tracing
+from app import faults, logs, metrics, sql, store
 from app.builds import cache, reuse, slots
 from app.builds.caller import Caller
 from app.builds.ending import ANOTHER_TRY, end_run, go_on, lock_all, look, requeue
@@ -162,7 +162,6 @@ async def complete(context: Context, caller: Caller, message_id: str, completion
             answer = _accepted(build, build.status)
             await sql.update(session, Run, {"id": run.id}, completion_id=message_id, completion_answer=answer)
     metrics.builder_stages(completion.timings)
-    tracing.run(build, run, completion.timings)
     faults.at("report.committed")
     return answer
 
@@ -231,7 +230,7 @@ async def _succeed(
 ) -> None:
     assert completion.source is not None
     await end_run(
-        context, session, run, RunStatus.SUCCEEDED,
+        context, session, build, run, RunStatus.SUCCEEDED,
         timings=completion.timings, isolation=completion.isolation, exit_code=completion.exit_code, along=True, **kept,
     )  # fmt: skip
     artifact = await sql.insert(
@@ -271,7 +270,7 @@ async def _failed(
 ) -> None:
     text = store.explain(reason, message)
     await end_run(
-        context, session, run, RunStatus.FAILED, message=text, reason=reason,
+        context, session, build, run, RunStatus.FAILED, message=text, reason=reason,
         timings=completion.timings, isolation=completion.isolation, exit_code=completion.exit_code,
         out_of_memory=reason is Reason.OUT_OF_MEMORY,
     )  # fmt: skip

@@ -281,7 +281,7 @@ async def _give_up(
         if pair is None or pair[0].attempt != run.attempt or pair[0].status != BuildStatus.DISPATCHING:
             return
         current, ended = pair
-        await end_run(context, session, ended, RunStatus.FAILED, reason=reason, message=message)
+        await end_run(context, session, current, ended, RunStatus.FAILED, reason=reason, message=message)
         if retry_in is None:
             await store.fail(session, current, reason, message)
         else:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from app import outbox, queue, sql, store
+from app import outbox, queue, sql, store, tracing
 from app.builds import targets
 from app.context import Context
 from app.ids import new_id
@@ -69,6 +69,7 @@ async def lock_all(session: Session, run_id: str) -> tuple[Service | None, Build
 async def end_run(
     context: Context,
     session: Session,
+    build: Build,
     run: Run,
     to: RunStatus,
     *,
@@ -85,6 +86,7 @@ async def end_run(
         return False
     host_bound = context.catalog.host_bound(run.platform)
     outbox.enqueue(session, queue.Nudge(queue.Job.CLEANUP, run.id, host_bound=host_bound))
+    outbox.afterwards(session, lambda: tracing.run(build, run))
     return True
 
 

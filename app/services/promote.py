@@ -38,7 +38,7 @@ async def promote(context: Context, release_id: str) -> None:
     if claimed is None:
         return
     faults.at("promote.claimed")
-    with tracing.span("promote", claimed.build, claimed.release, platform=claimed.release.platform) as span:
+    with tracing.span("promote", claimed.release, platform=claimed.release.platform) as span:
         await _promote(context, claimed, span)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import outbox, queue, sql, store
+from app import outbox, queue, sql, store, traces
 from app.context import Context
 from app.errors import not_found
 from app.ids import new_id, remote_name
@@ -65,6 +65,7 @@ async def create_release(
         patch=patch,
         secret_versions=secret_versions,
         next_check_at=after(PENDING_CHECK_SECONDS),
+        traceparent=build.traceparent if build else traces.here(),
         **more,
     )
     if build is None:

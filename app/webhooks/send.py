@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import faults, metrics, tracing
 from app.context import Context
-from app.models import Build, Event, SecretVersion, Webhook, WebhookDelivery
+from app.models import Build, Event, Release, SecretVersion, Webhook, WebhookDelivery
 from app.outbox import add_event, mark
 from app.secrets import KeysError, Sealed
 from app.webhooks import message
@@ -88,10 +88,11 @@ async def claim(context: Context, sender: str, most: int, each: int, busy: Seque
             return []
         old_signs = func.coalesce(Webhook.old_secret_until > func.now(), literal(False))
         statement = (
-            select(WebhookDelivery, Webhook, Event, old_signs, Build.traceparent)
+            select(WebhookDelivery, Webhook, Event, old_signs, func.coalesce(Build.traceparent, Release.traceparent))
             .join(Webhook, Webhook.id == WebhookDelivery.webhook_id)
             .outerjoin(Event, Event.id == WebhookDelivery.event_id)
             .outerjoin(Build, Build.id == Event.build_id)
+            .outerjoin(Release, Release.id == Event.release_id)
             .where(WebhookDelivery.id.in_(ids))
             .order_by(WebhookDelivery.number)
         )

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from app import traces, tracing
 from app.models import Build
-from app.platforms.base import Misconfigured
+from app.platforms.base import Misconfigured, Phase, Rejected
 from app.platforms.http import JsonApi
 from tests.support.platform import NAME
 from tests.support.receiver import Receiver, receiver
@@ -124,6 +124,66 @@ async def test_a_failure_is_told_by_its_reason(database_url: str, tmp_path: Path
     assert by["deploy"].status.code == Status.STATUS_CODE_ERROR
     assert told(by["deploy"])["error.type"] == "Misconfigured"
     assert told(by["promote"])["slipway.reason"] == "platform_misconfigured"
+
+
+async def test_a_run_that_nobody_reported_is_told_too(database_url: str, tmp_path: Path) -> None:
+    async with receiver() as collector:
+        collector.answer = lambda request: (200, {}, b"")
+        async with world(database_url, tmp_path, otlp_endpoint=collector.url.removesuffix("/hook")) as here:
+            canceled, lost = await here.submit(), await here.submit()
+            await here.jobs()
+            await here.http.post(f"/v1/builds/{canceled.id}/cancel")
+            await (await here.builder(lost)).claim()
+            run = await here.run_of(lost)
+            here.machine(run).phase = Phase.EXITED
+            for column in ("heartbeat_at", "launched_at", "claimed_at", "next_check_at"):
+                await here.ago(run, column, 3600)
+            await here.reconcile()
+            here.yard.misbehave("launch", Rejected(NAME, "launch", SECRET))
+            refused = await here.submit()
+            await here.jobs()
+        assert not any(SECRET.encode() in request.body for request in collector.got)
+        spans = received(collector)
+    ids = {s.span_id: s for s in spans}
+    found = {told(s)["slipway.build_id"]: s for s in spans if s.name == "run"}
+    for build, status, reason in (
+        (canceled, "canceled", "canceled_by_user"),
+        (lost, "lost", "builder_lost"),
+        (refused, "failed", "platform_rejected"),
+    ):
+        span = found[build.id]
+        assert {"slipway.status": status, "slipway.reason": reason}.items() <= told(span).items()
+        assert ids[span.parent_span_id].name == "POST /v1/builds"
+        assert span.end_time_unix_nano > span.start_time_unix_nano > 0
+
+
+async def test_a_release_that_no_build_made_is_in_the_trace_of_its_request(database_url: str, tmp_path: Path) -> None:
+    async with receiver() as collector:
+        collector.answer = lambda request: (200, {}, b"")
+        endpoint = collector.url.removesuffix("/hook")
+        async with hooks_in(database_url, tmp_path, otlp_endpoint=endpoint) as hooks:
+            here = hooks.here
+            build, _, _ = await here.deployed("echo")
+            await hooks.add(events=["release.live"])
+            for method, path, body in (
+                ("PATCH", "", {"env": {"A": "1"}}),
+                ("POST", "/releases", {"artifact_id": build.artifact_id}),
+                ("POST", "/rollback", {}),
+            ):
+                answer = await here.http.request(method, f"/v1/services/echo{path}", json=body)
+                assert answer.status_code == 202, answer.text
+                await here.jobs()
+            await hooks.ended()
+        spans = received(collector)
+    names = {s.span_id: s.name for s in spans}
+    promoted = [names[s.parent_span_id] for s in spans if s.name == "promote"]
+    assert promoted == [
+        "POST /v1/builds", "PATCH /v1/services/{name}", "POST /v1/services/{name}/releases",
+        "POST /v1/services/{name}/rollback",
+    ]  # fmt: skip
+    traced = {s.trace_id.hex() for s in spans if s.name == "promote"}
+    assert len(traced) == 4
+    assert {traces.trace_id(r.headers["traceparent"]) for r in hooks.receiver.got} < traced
 
 
 async def test_a_trace_that_its_caller_does_not_record_has_no_spans(database_url: str, tmp_path: Path) -> None:

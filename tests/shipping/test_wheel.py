@@ -58,6 +58,12 @@ def test_the_control_plane_needs_no_local_extra(installed: Installed) -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize("target", ["control", "local"])
+def test_the_images_can_send_traces(installed: Installed, target: str) -> None:
+    code = "import opentelemetry.sdk.trace.export, opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    subprocess.run([installed.target(target) / "bin/python", "-c", code], cwd="/", timeout=60, check=True)
+
+
 @pytest.mark.timeout(400)
 def test_it_serves_builds_and_deploys_from_the_root_folder(
     installed: Installed, toolbox: Toolbox, tmp_path: Path
