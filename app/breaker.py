@@ -2,11 +2,12 @@
 
 A target is a platform's region, for one operation. Rows in PostgreSQL are what all workers know of it: none, or a few failures,
 is *closed*; ``FAILURES`` in a row open it; once ``open_until`` is past it is *half open*, and whoever claims the probe goes
-first, while the rest still stay away. A success removes the row, a failed probe opens it again for twice as long. What stops
-or deletes something never asks here.
+first, while the rest still stay away. A success removes the row, a failed probe opens it again for twice as long, and one that
+came to neither lets the next one try. What stops or deletes something never asks here.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -32,7 +33,7 @@ WINDOW_SECONDS = 180.0
 OPEN_SECONDS = 30.0
 LONGEST_SECONDS = 600.0
 PROBE_SECONDS = 300.0
-"""How long a probe may take: longer than a launch."""
+"""How long a probe may take, longer than a launch; who died over one is waited for so long."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Seen:
 
     shut: Mapping[str, Shut]
     troubled: frozenset[str]
+    probe: tuple[str, str, str] | None = None
+    """The one that is the caller's to try: platform, region, operation."""
 
 
 _LOOK = """
@@ -56,6 +59,7 @@ _LOOK = """
         extract(epoch from greatest(open_until, probe_until) - clock_timestamp())::float as seconds
     from breaker where platform = $1 and operation = $2 and region = any($3)
 """
+_LET_GO = "update breaker set probe_until = null where platform = $1 and region = $2 and operation = $3"
 _PROBE = """
     update breaker set probe_until = clock_timestamp() + make_interval(secs => $4)
     where platform = $1 and region = $2 and operation = $3
@@ -71,24 +75,39 @@ async def look(session: Session, platform: str, regions: Sequence[str], operatio
     query where nothing has failed. The claim of a probe holds from the caller's commit on.
     """
     rows = {row["region"]: row for row in await sql.fetch(session, _LOOK, platform, operation, list(regions))}
-    shut, may_go = {}, False
+    shut, may_go, probe = {}, False, None
     for region in regions:
         row = rows.get(region)
-        if (
-            row is None
-            or row["open_until"] is None
-            or (not may_go and await _probe(session, platform, region, operation))
-        ):
+        if row is None or row["open_until"] is None:
             may_go = True
+        elif not may_go and await _probe(session, platform, region, operation):
+            may_go, probe = True, (platform, region, operation)
         else:
             message = f"left alone after it failed repeatedly: {row['message']}"
             shut[region] = Shut(message, max(1.0, row["seconds"]))
-    return Seen(shut, frozenset(rows))
+    return Seen(shut, frozenset(rows), probe)
 
 
 async def _probe(session: Session, platform: str, region: str, operation: str) -> bool:
     """Claim the probe of a target that is open, if it is time and nobody else has; a dead prober's claim ends by itself."""
     return await sql.fetch_one(session, _PROBE, platform, region, operation, PROBE_SECONDS) is not None
+
+
+async def let_go(session: Session, seen: Seen) -> None:
+    """Give a probe back that was not made, or came to no verdict, so that nobody waits for it; without one do nothing."""
+    if seen.probe is not None:
+        await sql.fetch(session, _LET_GO, *seen.probe)
+
+
+@contextlib.asynccontextmanager
+async def probing(sessions: Sessions, seen: Seen | None) -> AsyncIterator[None]:
+    """Make the probe in the block, which may end without a verdict: when the target refuses a request for what it is."""
+    try:
+        yield
+    finally:
+        if seen is not None and seen.probe is not None:
+            async with alone(sessions) as session:
+                await let_go(session, seen)
 
 
 async def failed(sessions: Sessions, platform: str, region: str, operation: str, message: str) -> None:

@@ -66,7 +66,7 @@ async def dispatch(context: Context, build_id: str) -> None:
     faults.at("dispatch.claimed")
     platform = launch.run.platform
     with tracing.span("dispatch", build, launch.run, platform=platform):
-        async with claimed(context, launch.run):
+        async with claimed(context, launch.run), breaker.probing(context.sessions, launch.seen):
             await _launch(context, build, launch)
 
 

@@ -102,7 +102,7 @@ async def _deploy(
         if platform.traits.remote and not isinstance(e, RateLimited):
             await breaker.failed(context.sessions, platform.name, region, breaker.DEPLOY, str(e) or "no answer in time")
         raise
-    if claimed.troubled and platform.traits.remote:
+    if platform.traits.remote and (claimed.seen is None or claimed.seen.troubled):
         await breaker.succeeded(context.sessions, platform.name, region, breaker.DEPLOY)
     return launched
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from app import logs, sql, store
+from app import breaker, logs, sql, store
 from app.context import Context
 from app.lifecycle import Reason, ReleaseStatus, is_terminal
 from app.models import Artifact, Build, Release, Service
@@ -24,8 +24,8 @@ class Claimed:
     artifact: Artifact
     seconds_left: float
     got: Launched | None = None
-    troubled: bool = True
-    """Whether the breaker knows of failures there."""
+    seen: breaker.Seen | None = None
+    """What the breaker knew of its target; None: it was not asked, since a worker had died over the release."""
     build: Build | None = None
     """What it came from, unless it came from a release before it."""
 
@@ -81,11 +81,12 @@ async def claim(context: Context, session: Session, release_id: str) -> Claimed 
         **settled,
     )
     if not moved:
+        await breaker.let_go(session, seen)
         return None  # whoever deploys, or leaves the platform, nudges the next one at its end
     if release.artifact_id != artifact.id:
         (row,) = await sql.fetch(session, "select * from artifact where id = $1", release.artifact_id)
         artifact = sql.load(Artifact, row)
-    return Claimed(release, service, artifact, seconds, troubled=bool(seen.troubled), build=build)
+    return Claimed(release, service, artifact, seconds, seen=seen, build=build)
 
 
 _RELEASE = f"""

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.orm import aliased
 
-from app import faults, sql, store, tracing
+from app import breaker, faults, sql, store, tracing
 from app.context import Context
 from app.db import transaction
 from app.lifecycle import BuildStatus, Reason, ReleaseStatus, ServiceStatus
@@ -39,7 +39,8 @@ async def promote(context: Context, release_id: str) -> None:
         return
     faults.at("promote.claimed")
     with tracing.span("promote", claimed.release, platform=claimed.release.platform) as span:
-        await _promote(context, claimed, span)
+        async with breaker.probing(context.sessions, claimed.seen):
+            await _promote(context, claimed, span)
 
 
 async def _promote(context: Context, claimed: Claimed, span: tracing.Span) -> None:

@@ -133,6 +133,20 @@ async def test_whoever_was_under_way_when_it_opened_does_not_keep_it_open(sessio
     assert await shut(sessions) == pytest.approx(10, abs=5)
 
 
+async def test_a_probe_without_a_verdict_lets_the_next_one_try(sessions: db.Sessions) -> None:
+    await fail(sessions, breaker.FAILURES)
+    for verdict in (False, False, True):
+        await later(sessions, breaker.OPEN_SECONDS)
+        async with sessions.begin() as session:
+            seen = await breaker.look(session, "far", ["iad"], breaker.LAUNCH)
+        assert not seen.shut
+        async with breaker.probing(sessions, seen):
+            assert await shut(sessions) == pytest.approx(breaker.PROBE_SECONDS, abs=5)
+            if verdict:
+                await fail(sessions)
+    assert await state(sessions) == ["open"]
+
+
 async def test_a_probe_that_died_is_taken_over(sessions: db.Sessions) -> None:
     await fail(sessions, breaker.FAILURES)
     await later(sessions, breaker.OPEN_SECONDS)

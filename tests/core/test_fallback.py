@@ -10,7 +10,7 @@ import pytest
 from app import breaker
 from app.builds import dispatch
 from app.models import Build, Release, Run
-from app.platforms.base import NoCapacity, RateLimited, Transient, Unsupported
+from app.platforms.base import NoCapacity, RateLimited, Rejected, Transient, Unsupported
 from app.services import sleep_wake
 from tests.support.platform import NAME, TRAITS, Yard
 from tests.support.world import Json, World, world
@@ -270,6 +270,17 @@ async def test_it_is_waited_for_when_there_is_nothing_else_and_closes_when_it_wo
     assert [b.status for b in await far.rows(Build)] == ["building", "building"]
 
 
+async def test_a_probe_that_is_refused_keeps_nobody_waiting(far: World) -> None:
+    await opened(far, "north")
+    await far.sql("update breaker set open_until = now()")
+    far.yard.misbehave("launch", Rejected(NAME, "launch", "not like this"))
+    refused = await send(far, regions=["north"])
+    await far.jobs()
+    build = await send(far, regions=["north"])
+    await far.jobs()
+    assert [(await now(far, b)).status for b in (refused, build)] == ["failed", "building"]
+
+
 async def test_stopping_asks_no_breaker(far: World) -> None:
     build = await far.submit()
     await far.jobs()
@@ -317,6 +328,20 @@ async def test_a_release_waits_while_its_platform_is_left_alone(far: World) -> N
     await far.hurry()
     assert (await now(far, build)).status == "succeeded"
     assert await far.sql("select 1 from breaker") == []
+
+
+async def test_a_release_that_has_to_wait_for_another_gives_its_probe_back(far: World) -> None:
+    _, service, _ = await far.deployed("echo")
+    await far.http.patch("/v1/services/echo", json={"env": {"A": "1"}})
+    await far.sql(
+        "update release set status = 'deploying', retired_at = null where id = :id", id=service.live_release_id
+    )
+    for _ in range(breaker.FAILURES):
+        await breaker.failed(far.context.sessions, NAME, "north", breaker.DEPLOY, "no room")
+    await far.sql("update breaker set open_until = now()")
+    await far.jobs()
+    assert await far.sql("select 1 from breaker where probe_until is null")
+    assert far.yard.count("deploy") == 1
 
 
 async def test_a_release_does_not_wait_for_ever(far: World) -> None:
