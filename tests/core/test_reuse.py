@@ -364,7 +364,10 @@ async def test_two_batches_at_once_share_their_builders(here: World) -> None:
         await (await here.builder(leader)).finish()
     await here.jobs()
     await here.hurry()
-    assert {b.status for b in await here.rows(Build) if b.batch_id} == {"succeeded"}
+    came_to = {(b.status, b.reason) for b in await here.rows(Build) if b.batch_id}
+    assert came_to <= {("succeeded", None), ("failed", "superseded")}, (
+        "of two builds of a service the later one may be first"
+    )
     ends = [e.data["batch_id"] for e in await here.rows(Event, kind="batch.ended")]
     assert sorted(ends) == sorted(a.json()["id"] for a in answers)
 
