@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.api.deps import encode_cursor
-from app.builds import sources
+from app.builds import archives
 from app.imitations.server import serving
 from tests.openapi.conformance import There, conform
 from tests.support.world import FILES, World
@@ -31,7 +31,7 @@ async def check(here: World, *phases: str, examples: int) -> None:
     (run,) = await here.sql("select id, name from run where build_id = :id", id=sent.json()["id"])
     token = here.yard.machines[run.name].spec.env["SLIPWAY_RUN_TOKEN"]
     (own,) = (await here.http.get("/v1/keys")).json()["items"]
-    _, archive = sources.pack_files(FILES, here.context.settings)
+    _, archive = archives.pack_files(FILES, here.context.settings)
     async with serving(here.app) as url:
         there = There(url, here.key, own["id"], run.id, token, archive, CURSORS)
         outcome = await asyncio.to_thread(conform, there, *phases, examples=examples)
