@@ -11,7 +11,6 @@ from app.api.once import OnceOnly, OnceRoute
 from app.api.problems import responses
 from app.api.schemas import LogLineOut, MigrationOut, Page, ReleaseOut, ServiceOut
 from app.api.views import migration_out, release_out, service_out, service_with
-from app.builds.submit import live_release
 from app.context import Context
 from app.errors import Refusal, conflict, unavailable
 from app.lifecycle import ReleaseStatus, ServiceStatus
@@ -19,7 +18,7 @@ from app.models import Artifact, Project, Release, Service
 from app.platforms.base import PlatformError
 from app.requests import MigrateRequest, ReleaseRequest, RollbackRequest, ServicePatch
 from app.services import delete, migrate, rollback, sleep_wake
-from app.services.release import find, gateway_url, ref_of
+from app.services.release import find, gateway_url, live_release, ref_of
 
 router = APIRouter(prefix="/v1/services", tags=["services"], route_class=OnceRoute)
 

@@ -1,6 +1,8 @@
 """The way of a build, one file per verb:
 
-1. ``submit`` writes the build and its first job in one transaction: *queued*.
+1. ``submit`` writes the build and its first job in one transaction: *queued*. ``checks`` has held it against what the
+   platforms can do, ``sources`` keeps what ``archives`` has packed or read, ``cache`` and ``reuse`` see whether there is an
+   image already; ``batch`` does it for many at once.
 2. ``dispatch`` takes a free slot, writes the run, launches a builder under the run's name: *dispatching*, then *building*.
    ``targets`` says on which platforms and in which regions, ``launch`` goes through the regions.
 3. ``report`` hears the builder while it works: claim, logs, heartbeats, push grant. ``complete`` takes its signed last

@@ -9,7 +9,7 @@ from app.lifecycle import Reason, ReleaseStatus, is_terminal
 from app.models import Artifact, Build, Release, Service
 from app.platforms.base import Launched
 from app.services import retire, targets
-from app.services.release import follow, next_pending
+from app.services.release import follow, live_release, next_pending
 from app.sql import Expression, Session, after
 
 DEPLOYING_CHECK_SECONDS = 20
@@ -121,14 +121,6 @@ async def lock(session: Session, release_id: str) -> tuple[Service, Build | None
     elif (row := await sql.fetch_one(session, _RELEASE, release_id)) is None:
         return None
     return sql.load(Service, row, "s_"), build, sql.load(Release, row, "r_"), sql.load(Artifact, row, "a_")
-
-
-async def live_release(session: Session, service: Service) -> Release | None:
-    """Return the release that the service runs; None before the first."""
-    if service.live_release_id is None:
-        return None
-    row = await sql.fetch_one(session, "select * from release where id = $1", service.live_release_id)
-    return sql.load(Release, row) if row else None
 
 
 async def seconds_left(session: Session, release: Release) -> float:

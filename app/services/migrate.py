@@ -7,7 +7,7 @@ removes what was made on the new one. After the switch the old platform keeps th
 from sqlalchemy import exists, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.builds.submit import check_service
+from app.builds.checks import check_service
 from app.context import Context
 from app.errors import conflict, invalid
 from app.lifecycle import ReleaseStatus

@@ -20,9 +20,9 @@ from app.models import Release
 from app.platforms.base import Address, LogLine
 from app.services import leave, retire
 from app.services.bring_up import CALL_SECONDS, Gated, bring_up, platform_errors
-from app.services.claim import DEPLOYING_CHECK_SECONDS, Claimed, claim, end, live_release, lock, seconds_left
+from app.services.claim import DEPLOYING_CHECK_SECONDS, Claimed, claim, end, lock, seconds_left
 from app.services.last_words import keep, last_words
-from app.services.release import gateway_url, next_pending, nudge, ref_of
+from app.services.release import gateway_url, live_release, next_pending, nudge, ref_of
 from app.sql import NOW, Expression, Session, after
 
 log = structlog.get_logger()

@@ -136,3 +136,11 @@ async def find(session: AsyncSession, project: Project, name: str, *, lock: bool
     if service is None:
         raise not_found("service", name)
     return service
+
+
+async def live_release(session: Session, service: Service) -> Release | None:
+    """Return the release that the service runs; None before the first."""
+    if service.live_release_id is None:
+        return None
+    row = await sql.fetch_one(session, "select * from release where id = $1", service.live_release_id)
+    return sql.load(Release, row) if row else None

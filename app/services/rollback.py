@@ -7,14 +7,15 @@ from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.builds.submit import check_service, keep_secrets, live_release
+from app.builds.checks import check_service
+from app.builds.submit import keep_secrets
 from app.context import Context
 from app.errors import conflict, invalid, not_found
 from app.lifecycle import ReleaseStatus
 from app.models import Artifact, Release, Service
 from app.requests import ENV_BYTES, ENV_MAX, ReleaseRequest, RollbackRequest, ServiceConfig, ServicePatch
 from app.services.claim import merge
-from app.services.release import create_release
+from app.services.release import create_release, live_release
 
 
 async def change(context: Context, session: AsyncSession, service: Service, patch: ServicePatch) -> Release:
