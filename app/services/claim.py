@@ -1,10 +1,16 @@
 """Taking a release up: its row and what hangs on it, in the order all lock in, and what it brings given what is live now."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import structlog
+
 from app import breaker, logs, sql, store
 from app.context import Context
+from app.db import DATABASE_ERRORS
 from app.lifecycle import Reason, ReleaseStatus, is_terminal
 from app.models import Artifact, Build, Release, Service
 from app.platforms.base import Launched
@@ -12,7 +18,11 @@ from app.services import retire, targets
 from app.services.release import follow, live_release, next_pending
 from app.sql import Expression, Session, after
 
+log = structlog.get_logger()
+
 DEPLOYING_CHECK_SECONDS = 20
+"""So long without a renewal, a claim was cut short: reconcile has it taken up again."""
+RENEW_SECONDS = 5.0
 
 
 @dataclass
@@ -87,6 +97,32 @@ async def claim(context: Context, session: Session, release_id: str) -> Claimed 
         (row,) = await sql.fetch(session, "select * from artifact where id = $1", release.artifact_id)
         artifact = sql.load(Artifact, row)
     return Claimed(release, service, artifact, seconds, seen=seen, build=build)
+
+
+_RENEW = """
+    update release set next_check_at = greatest(next_check_at, clock_timestamp() + make_interval(secs => $2))
+    where id = $1 and status = 'deploying'
+"""
+
+
+@contextlib.asynccontextmanager
+async def kept(context: Context, release: Release, *, every: float = RENEW_SECONDS) -> AsyncIterator[None]:
+    """Keep a claim ours while the block runs, which takes minutes on some platforms: a second one would ask it all again."""
+    renewer = asyncio.create_task(_renew(context, release, every), name=f"promote {release.id}")
+    try:
+        yield
+    finally:
+        renewer.cancel()
+        await asyncio.gather(renewer, return_exceptions=True)
+
+
+async def _renew(context: Context, release: Release, every: float) -> None:
+    while True:
+        await asyncio.sleep(every)
+        try:
+            await context.pool.execute(_RENEW, release.id, float(DEPLOYING_CHECK_SECONDS))
+        except DATABASE_ERRORS as e:
+            log.warning("claim could not be renewed; trying again", error=str(e) or type(e).__name__)
 
 
 _RELEASE = f"""

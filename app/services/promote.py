@@ -20,7 +20,16 @@ from app.models import Release
 from app.platforms.base import Address, LogLine
 from app.services import leave, retire
 from app.services.bring_up import CALL_SECONDS, Gated, bring_up, platform_errors
-from app.services.claim import DEPLOYING_CHECK_SECONDS, Claimed, claim, end, lock, seconds_left
+from app.services.claim import (
+    DEPLOYING_CHECK_SECONDS,
+    RENEW_SECONDS,
+    Claimed,
+    claim,
+    end,
+    kept,
+    lock,
+    seconds_left,
+)
 from app.services.last_words import keep, last_words
 from app.services.release import gateway_url, live_release, next_pending, nudge, ref_of
 from app.sql import NOW, Expression, Session, after
@@ -31,7 +40,7 @@ OVERDUE_SECONDS = 180
 """So long past its deadline no worker is at a release any more: each call it may be in has a shorter time-out."""
 
 
-async def promote(context: Context, release_id: str) -> None:
+async def promote(context: Context, release_id: str, *, renew_seconds: float = RENEW_SECONDS) -> None:
     """Take one release as far as it can go now."""
     async with transaction(context.pool) as session:
         claimed = await claim(context, session, release_id)
@@ -39,7 +48,10 @@ async def promote(context: Context, release_id: str) -> None:
         return
     faults.at("promote.claimed")
     with tracing.span("promote", claimed.release, platform=claimed.release.platform) as span:
-        async with breaker.probing(context.sessions, claimed.seen):
+        async with (
+            breaker.probing(context.sessions, claimed.seen),
+            kept(context, claimed.release, every=renew_seconds),
+        ):
             await _promote(context, claimed, span)
 
 

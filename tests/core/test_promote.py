@@ -10,6 +10,7 @@ from app.platforms.base import Misconfigured, NoCapacity, Rejected, StartFailed,
 from app.services import promote
 from tests.support.machines import Behaviour
 from tests.support.platform import NAME, Lost
+from tests.support.waiting import eventually
 from tests.support.world import World
 
 
@@ -139,6 +140,27 @@ async def test_a_promotion_cut_short_goes_on_where_it_was(here: World) -> None:
     await here.reconcile()
     assert (await here.one(Build, id=build.id)).status == "succeeded"
     assert [u.starts for u in here.yard.units.values()] == [1]
+
+
+async def test_a_slow_promotion_is_nobody_elses(here: World) -> None:
+    """A platform takes minutes to bring a release up: one that was taken up again meanwhile would ask it for all of it again."""
+    build = await here.built("echo")
+    release = await newest(here, "echo")
+    gate = here.yard.gate("deploy")
+    working = asyncio.create_task(promote.promote(here.context, release.id, renew_seconds=0.01))
+    await gate.reached()
+    await here.ago(release, "next_check_at")
+
+    async def renewed() -> bool:
+        return bool((await here.sql("select next_check_at > clock_timestamp() as ok from release"))[0].ok)
+
+    await eventually(renewed)
+    await here.forget_jobs()
+    await here.reconcile()
+    gate.go.set()
+    await working
+    assert here.yard.count("deploy") == 1
+    assert (await here.one(Build, id=build.id)).status == "succeeded"
 
 
 async def test_an_unforeseen_error_does_not_keep_a_release_deploying_for_ever(here: World) -> None:
