@@ -118,7 +118,7 @@ def _clear(folder: Path, names: Sequence[str]) -> None:
 def _builder_env(settings: Settings, tools: toolchain.Toolchain, folder: Path) -> dict[str, str]:
     """Return what is in the real builder image: Go, the program's libraries, and a build cache, which begins as the seed."""
     go, cache = tools.need_go("imitate"), folder / "gocache"
-    seeded = settings.home / "local/seed" / f"seed-{tools.go_version}"
+    seeded = settings.home / "local/seed" / seed.name(tools)
     if not cache.exists() and seeded.is_dir():
         draft = cache.with_name(".draft")
         shutil.rmtree(draft, ignore_errors=True)

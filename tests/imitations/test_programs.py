@@ -1,4 +1,4 @@
-"""Programs that outlive the stand-in which started them."""
+"""What stand-ins run: builders begin with what is compiled already, and programs that outlive them are ended."""
 
 import subprocess
 from pathlib import Path
@@ -49,3 +49,12 @@ async def test_a_start_ends_what_killed_stand_ins_left_running(
     (child,) = koyeb.children()
     async with imitated(settings.model_copy(update={"imitate": ("koyeb",)})):
         await eventually(lambda: not running(koyeb) and not running(child))
+
+
+async def test_builders_begin_with_the_standard_library_that_is_compiled_already(
+    toolbox: Toolbox, database_url: str, tmp_path: Path
+) -> None:
+    home = toolbox.home(tmp_path / "home")
+    (home / "local/seed" / toolbox.seed.name / "compiled").touch()
+    async with imitated(test_settings(database_url, home, imitate=("fly",))):
+        assert (home / "imitations/gocache/compiled").exists()

@@ -46,7 +46,7 @@ class Seed:
 
     async def ready(self, progress: Progress | None = None) -> Path:
         """Return the folder of the seed; the first call makes it (some 15 s on two cores), others wait for that."""
-        path = self._folder / f"seed-{FORMAT}-{self._tools.go_version}"
+        path = self._folder / name(self._tools)
         if path.is_dir():
             await asyncio.to_thread(self._admit, path)
             return path
@@ -146,6 +146,11 @@ class Seed:
         if done.returncode != 0:
             words = done.stderr.decode(errors="replace").strip()[-500:]
             raise Misconfigured("local", "seed", f"the standard library can't be compiled: {words}")
+
+
+def name(tools: Toolchain) -> str:
+    """Return the name of the seed's folder, below ``local/seed`` of a home."""
+    return f"seed-{FORMAT}-{tools.go_version}"
 
 
 def copy(seed: Path, target: Path, owner: tuple[int, int] | None) -> None:
