@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -12,9 +13,16 @@ _POLL_SECONDS = 0.005
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, *, port: int = 0) -> AsyncGenerator[str, None]:
-    """Serve ``app`` on a port of 127.0.0.1, a free one by default, and give its URL; requests under way are ended at the end."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, lifespan="off", access_log=False)
+async def serving(
+    app: ASGIApp, *, port: int = 0, http: type[asyncio.Protocol] | Literal["auto"] = "auto"
+) -> AsyncGenerator[str, None]:
+    """Serve ``app`` on a port of 127.0.0.1, a free one by default, and give its URL; requests under way are ended at the end.
+
+    ``http`` is a protocol of one's own, for a server that breaks it.
+    """
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, http=http, log_config=None, lifespan="off", access_log=False
+    )
     config.load()
     # The parts of `Server.serve` without its signal handlers and its ticking loop.
     server = uvicorn.Server(config)

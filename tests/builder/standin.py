@@ -6,7 +6,6 @@ can be told to misbehave: ``plan`` holds, per path, what to do instead of answer
 Over the usual length, so that the whole of the other side can be read in one place.
 """
 
-import asyncio
 import base64
 import hashlib
 import hmac
@@ -19,12 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
+from anyio.from_thread import start_blocking_portal
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
+
+from app.imitations.server import serving as served
 
 RUN = "run_0000000000000000000000001a"
 TOKEN = f"slr.{RUN}.c2VjcmV0LW1hYy1vZi10aGUtcnVu"
@@ -284,17 +285,5 @@ def serving(state: ControlPlane) -> Iterator[ControlPlane]:
             if scope is not None:
                 scope.setdefault("extensions", {})["slipway.drop"] = self.transport.abort
 
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", http=Dropping, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    socket = config.bind_socket()
-    state.url = f"http://127.0.0.1:{socket.getsockname()[1]}"
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[socket])))
-    thread.start()
-    try:
+    with start_blocking_portal() as loop, loop.wrap_async_context_manager(served(app, http=Dropping)) as state.url:
         yield state
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        socket.close()
