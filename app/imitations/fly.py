@@ -419,8 +419,10 @@ class FlyImitation(Imitation):
             body = None
         if not isinstance(body, dict):
             raise Refused(400, {"error": "invalid_argument: unable to decode body"})
-        if machine.running is not None and machine.state in {"started", "starting"}:
-            await self.host.end(machine)
+        if machine.state in {"started", "starting"}:
+            machine.requested = True  # what is still being started ends once it has been
+            if machine.running is not None:
+                await self.host.end(machine)
         return Response(status_code=200)
 
     async def cordon(self, request: Request) -> Response:

@@ -160,9 +160,7 @@ class Host:
         """Run the program, again after a failure as the restart policy says (fly.md §3 config.restart)."""
         policy = machine.config.get("restart") or {}
         left = policy.get("max_retries", 10) if policy.get("policy", "on-failure") == "on-failure" else 0
-        while True:
-            if not await self._run_once(machine):
-                return
+        while await self._run_once(machine):
             assert machine.running is not None
             failed = machine.running.code != 0
             again = not machine.requested and failed and left > 0

@@ -79,6 +79,17 @@ async def test_stop_wants_an_object(place: FlyImitation, http: httpx.AsyncClient
     place.contract.violations.clear()
 
 
+async def test_a_stop_in_the_midst_of_a_start_is_obeyed(place: FlyImitation, http: httpx.AsyncClient) -> None:
+    place.host.released.clear()
+    body = {"name": "b", "config": {"image": cloud.BUILDER_IMAGE, "env": {}}}
+    machine = (await http.post("/v1/apps/one/machines", json=body)).json()["id"]
+    assert (await http.post(f"/v1/apps/one/machines/{machine}/stop", json={})).status_code == 200
+    place.host.released.set()
+    waited = await http.get(f"/v1/apps/one/machines/{machine}/wait?state=stopped&timeout=5")
+    assert waited.status_code == 200
+    assert place.apps["one"].machines[machine].starts == 0
+
+
 async def test_a_private_foreign_image_can_t_be_pulled(http: httpx.AsyncClient) -> None:
     image = f"ghcr.io/acme/agent@sha256:{'a' * 64}"
     answer = await http.post("/v1/apps/one/machines", json={"name": "b", "config": {"image": image}})
