@@ -142,6 +142,8 @@ def from_validation(errors: Any) -> Refusal:
             message = "there is no such field"
         elif error["type"] == "missing":
             message = "is required"
+        elif error["type"] in {"model_attributes_type", "model_type"} and error["loc"] == ("body",):
+            message = "must be a JSON object, sent with Content-Type: application/json"  # which curl -d doesn't say
         fields.append(FieldError(".".join(_fields(where)) or "body", message))
     first = fields[0] if fields else FieldError("body", "is not valid")
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""

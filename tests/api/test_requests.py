@@ -206,6 +206,17 @@ async def test_what_is_no_request(here: World, body: bytes, status: int, reason:
     assert reason in {None, answer.json()["reason"]}
 
 
+@pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "text/plain", None])
+async def test_json_that_is_not_said_to_be_json(here: World, media: str | None) -> None:
+    """What curl sends by ``-d`` alone."""
+    headers = {"Content-Type": media} if media else {}
+    answer = await here.http.post("/v1/builds", content=json.dumps(build()).encode(), headers=headers)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["field"] == "body"
+    assert "sent with Content-Type: application/json" in error["message"]
+
+
 async def test_inline_sources_have_a_limit(here: World) -> None:
     settings = here.context.settings
     many = {f"f{n}.go": "" for n in range(settings.max_inline_files + 1)}
