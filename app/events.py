@@ -7,9 +7,10 @@ events of all later ones, no longer than that.
 """
 
 import re
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, String, and_, case, cast, func, literal, select, text, tuple_
+from sqlalchemy import ColumnElement, DateTime, String, and_, case, cast, func, literal, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.models import Event, Xid8
@@ -30,6 +31,9 @@ class Position(NamedTuple):
 
 START = Position(0, 0)
 """Before every event."""
+SKEW = timedelta(minutes=10)
+"""Events are in the order in which their transactions began to write, and hold when they were written. No transaction of ours
+takes so long; those of a dump that was restored are in the order of their ids (see ``after_restore``)."""
 
 
 def parse(text: str) -> Position:
@@ -85,6 +89,22 @@ async def nth(session: AsyncSession, after: Position, number: int, *where: Colum
     statement = select(Event.xid, Event.id).where(and_(settled(), later(after), *where))
     row = (await session.execute(statement.order_by(Event.xid, Event.id).offset(number - 1).limit(1))).one_or_none()
     return Position(*row) if row else None
+
+
+async def begin(session: AsyncSession, since: datetime) -> Position:
+    """Return a position that every event written at a time or later comes after: a walk to them begins there."""
+    at = literal(since, DateTime(timezone=True)) - SKEW
+    newest = select(Event.xid, Event.id).where(Event.at < at).order_by(Event.at.desc(), Event.id.desc()).limit(1)
+    row = (await session.execute(newest)).one_or_none()
+    return START if row is None else Position(*row)
+
+
+async def bound(session: AsyncSession, until: datetime) -> Position | None:
+    """Return a position that no event written before a time comes after; None when nothing is that late."""
+    at = literal(until, DateTime(timezone=True)) + SKEW
+    oldest = select(Event.xid, Event.id).where(Event.at >= at).order_by(Event.at, Event.id).limit(1)
+    row = (await session.execute(oldest)).one_or_none()
+    return None if row is None else Position(*row)
 
 
 _RESTORED = text("select xid >= pg_snapshot_xmax(pg_current_snapshot()) from event order by id desc limit 1")

@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -72,7 +74,17 @@ def _rfc3339(value: object) -> object:
 
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
+
+
+def _utc(at: datetime) -> datetime:
+    """An offset may lead out of the calendar, which has the years 1 to 9999: to its first or last moment, then."""
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC) if at.year == 1 else datetime.max.replace(tzinfo=UTC)
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_utc)]
 """RFC 3339, "Internet Date/Time Format": with an offset, so that it means one moment."""
 
 

@@ -20,6 +20,7 @@ from app.api.deps import (
     encode_cursor,
     need,
 )
+from app.api.lists import NextPage, Since, Until, made
 from app.api.once import OnceRoute, PlainOnce
 from app.api.problems import document, from_validation, limited, responses
 from app.api.schemas import BatchDetail, BatchItemOut, BatchOut, Page, Problem
@@ -78,25 +79,36 @@ async def create_batch(
 
 
 @router.get("", responses=responses())
-async def list_batches(project: BuildsRead, session: Db, limit: Limit = 50, cursor: Cursor = None) -> Page[BatchOut]:
+async def list_batches(
+    project: BuildsRead,
+    session: Db,
+    next_page: NextPage,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    since: Since = None,
+    until: Until = None,
+) -> Page[BatchOut]:
     """List batches, newest first."""
     statement = select(Batch).where(Batch.project_id == project.id).order_by(Batch.id.desc())
+    statement = statement.where(*made(Batch.created_at, "bat", [Batch.id], since, until))
     if cursor is not None:
         statement = statement.where(Batch.id < decode_cursor(cursor, str)[0])
     rows = (await session.execute(statement.limit(limit + 1))).scalars().all()
     counts = await batches.counts(session, [row.id for row in rows[:limit]])
     return Page(
         items=[BatchOut(**_fields(row, counts[row.id])) for row in rows[:limit]],
-        next_cursor=encode_cursor(rows[limit - 1].id) if len(rows) > limit else None,
+        next_cursor=next_page(encode_cursor(rows[limit - 1].id) if len(rows) > limit else None),
     )
 
 
 @router.get("/{batch_id}", responses=responses(404))
 async def get_batch(
-    batch_id: str, project: BuildsRead, session: Db, limit: Limit = 50, cursor: Cursor = None
+    batch_id: str, project: BuildsRead, session: Db, next_page: NextPage, limit: Limit = 50, cursor: Cursor = None
 ) -> BatchDetail:
     """Look at a batch: how many of its builds have which status, and a page of its items in the order of the request."""
-    return await _detail(session, await batches.find_batch(session, project, batch_id), limit, cursor)
+    found = await _detail(session, await batches.find_batch(session, project, batch_id), limit, cursor)
+    next_page(found.next_cursor)
+    return found
 
 
 @router.post("/{batch_id}/cancel", responses=responses(404))

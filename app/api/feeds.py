@@ -1,6 +1,7 @@
 """Events as pages and as streams: of a project, of one build, and narrowed to what the caller wants to hear."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, or_, select
@@ -32,6 +33,9 @@ class Feed:
     service_ids: tuple[str, ...] | None = None
     kinds: tuple[str, ...] = ()
     """Each a kind, or all of one thing: ``build.*``."""
+    since: datetime | None = None
+    until: datetime | None = None
+    """For pages only."""
     ends: bool = False
     """Whether it is over with its build."""
     topic: Topic = field(init=False)
@@ -57,11 +61,17 @@ class Feed:
             parts.append(or_(Event.kind.in_(whole), *begun))
         if self.service_ids is not None and (self.build_id is not None or len(self.service_ids) != 1):
             parts.append(Event.service_id.in_(self.service_ids))
+        if self.since is not None:
+            parts.append(Event.at >= self.since)
+        if self.until is not None:
+            parts.append(Event.at < self.until)
         return and_(*parts) if parts else None
 
     def wants(self, event: Event) -> bool:
         """Tell the same of an event in memory; its topic is right already."""
         if self.kinds and not {event.kind, f"{event.kind.partition('.')[0]}.*"} & set(self.kinds):
+            return False
+        if self.since is not None and event.at < self.since:
             return False
         return self.service_ids is None or event.service_id in self.service_ids
 
@@ -84,6 +94,8 @@ async def look(session: AsyncSession, feed: Feed, after: Position, limit: int) -
     status, hidden = await _status(session, feed) if feed.ends else (None, False)
     now = await events.horizon(session)
     base, rest = feed.base(), feed.rest()
+    if feed.until is not None and (bound := await events.bound(session, feed.until)) is not None:
+        base = and_(base, ~events.later(bound))
     edge = None if rest is None else await events.nth(session, after, SCAN, base)
     parts = [base, *([] if rest is None else [rest]), *([] if edge is None else [~events.later(edge)])]
     found = await events.read(session, after, limit, *parts)

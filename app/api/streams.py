@@ -19,7 +19,7 @@ from app.api.schemas import BuildEnd, EventOut, EventPage, LogLineOut, LogPage
 from app.api.sse import EventStream, invalid_position
 from app.builds import submit
 from app.db import alone
-from app.errors import not_found
+from app.errors import invalid, not_found
 from app.fields import Time
 from app.models import Service
 
@@ -100,8 +100,13 @@ async def list_events(
     ] = None,
     build: Annotated[str | None, Query(max_length=40)] = None,
     service: Annotated[str | None, Query(max_length=40, description="A service's name.")] = None,
+    since: Annotated[Time | None, Query(description="Only what happened at this time or later.")] = None,
+    until: Annotated[Time | None, Query(description="Only what happened before this time; of pages only.")] = None,
 ) -> EventPage | Response:
     """List what happened in the project, oldest first; with `Accept: text/event-stream` follow it from there on."""
+    follow = sse.wanted(request)
+    if follow and until is not None:
+        raise invalid("until", "a stream has no end; leave this out, or ask for pages")
     async with alone(context.sessions) as session:
         ids = None
         if service is not None:
@@ -111,12 +116,14 @@ async def list_events(
                 raise not_found("service", service)
         if build is not None:
             await submit.find(session, project, build)
-        feed = Feed(project.id, build, ids, tuple(kind or ()))
+        feed = Feed(project.id, build, ids, tuple(kind or ()), since, until)
         if not last_event_id and after == "now":
             start = await events.horizon(session)
         else:
             start = _start((last_event_id or None, after, cursor), events.START, events.parse)
-        if not sse.wanted(request):
+        if since is not None:
+            start = max(start, await events.begin(session, since))
+        if not follow:
             page = await feeds.page(session, feed, start, limit)
             next_page(page.next_cursor)
             return page

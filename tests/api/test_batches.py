@@ -190,10 +190,14 @@ async def test_each_build_of_a_batch_counts(here: World) -> None:
 
 async def test_batches_and_their_items_come_page_by_page(here: World) -> None:
     ids = [(await send(here, *(order(here, n) for n in range(5))))["id"] for _ in range(3)]
-    page = (await here.http.get("/v1/batches", params={"limit": 2})).json()
-    rest = (await here.http.get("/v1/batches", params={"cursor": page["next_cursor"]})).json()
+    answer = await here.http.get("/v1/batches", params={"limit": 2})
+    page = answer.json()
+    rest = (await here.http.get(answer.links["next"]["url"])).json()
     assert [b["id"] for b in [*page["items"], *rest["items"]]] == ids[::-1]
     assert page["items"][0]["builds"] == {"queued": 5}
+    at = page["items"][0]["created_at"]
+    for query, wanted in (({"since": at}, ids[2:]), ({"until": at}, ids[1::-1])):
+        assert [b["id"] for b in (await here.http.get("/v1/batches", params=query)).json()["items"]] == wanted
     batch, seen, cursor = {"id": ids[0]}, list[int](), None
     while cursor is not None or not seen:
         found = await look(here, batch, limit=2, **({"cursor": cursor} if cursor else {}))

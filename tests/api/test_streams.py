@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psutil
@@ -341,6 +342,35 @@ async def test_a_rare_kind_gives_short_pages_and_none_that_looks_at_everything(h
         cursor, pages = answer["next_cursor"], pages + 1
     assert [e["id"] for e in found] == await written(here, kind="test.rare")
     assert pages == 3
+
+
+async def test_a_time_is_found_without_a_walk_to_it(here: World, open_: Served) -> None:
+    """Each page is full, however much was before and after."""
+    project, now = await here.one(Project, name="default"), datetime.now(UTC)
+    many = "insert into event (project_id, kind, at) select :p, :kind, :at from generate_series(1, :n)"
+    for hour in (-3, -2, -1):
+        at = now + timedelta(hours=hour)
+        await here.sql(many, p=project.id, kind="test.many", at=at, n=2 * feeds.SCAN)
+        await here.sql(many, p=project.id, kind=f"test.few{-hour}", at=at + timedelta(minutes=30), n=3)
+    await here.settled()
+    wanted = await written(here, kind="test.few2")
+    since, until = ((now + timedelta(hours=-2, minutes=m)).isoformat() for m in (20, 40))
+    for query, found in (({}, wanted), ({"limit": 2}, wanted[:2]), ({"after": wanted[0]}, wanted[1:])):
+        answer = await here.http.get("/v1/events", params={"since": since, "until": until, **query})
+        assert [e["id"] for e in answer.json()["items"]] == found, query
+        assert ("next" in answer.links) == ("limit" in query)
+    async with open_.stream("/v1/events", since=since) as stream:
+        assert [(await stream.data()).id for _ in wanted] == wanted
+    headers = {"Accept": "text/event-stream"}
+    problem(await here.http.get("/v1/events", params={"until": until}, headers=headers), 422, "invalid_request")
+
+
+async def test_any_time_of_the_calendar_is_one(here: World) -> None:
+    for day in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        for path in ("events", "builds", "services", "batches"):
+            for name in ("since", "until"):
+                answer = await here.http.get(f"/v1/{path}", params={name: day})
+                assert answer.status_code == 200, answer.text
 
 
 async def test_where_a_stream_can_t_begin(here: World) -> None:

@@ -2,12 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from secrets import token_urlsafe
 from typing import Any
 
 import jsonschema
 import pytest
 
-from tests.openapi.committed import description
+from app.ids import new_id
+from app.secrets import Keyring
+from app.webhooks.message import new_secret
+from tests.openapi.committed import description, text
 
 Json = dict[str, Any]
 IT = description()
@@ -115,6 +119,31 @@ def test_bodies_and_answers_have_examples_that_fit() -> None:
         for example in model.get("examples", []):
             whole = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": MODELS}}
             jsonschema.Draft202012Validator(whole).validate(example)
+
+
+CREDENTIALS = re.compile(r"slp_[\w-]{20,}|slr\.run_\w+\.|whsec_[\w+/=]{20,}|eyJ[\w-]{16,}|://[^/@]+:[^/@]+@")
+
+
+def test_no_example_holds_a_secret() -> None:
+    """What stands for one ends with ``…``, so that no reader takes it for one that works."""
+
+    def secrets(node: Any, name: str = "") -> Iterator[str]:
+        if isinstance(node, list):
+            for part in node:  # of an answer: the names of secrets
+                yield from secrets(part)
+        elif isinstance(node, dict):
+            for key, part in node.items():
+                yield from secrets(part, name if name == "secrets" else key)
+        elif isinstance(node, str) and name in {"key", "secret", "secrets", "token"}:
+            yield node
+
+    run_token = Keyring("k", {"k": bytes(32)}).run_token(new_id("run"), "k")
+    for real in (f"slp_{token_urlsafe(32)}", new_secret(), run_token, "https://u:p@example.com"):
+        assert CREDENTIALS.search(real)
+    assert CREDENTIALS.findall(text(IT)) == []
+    stood_for = [s for m in MODELS.values() for e in m.get("examples", []) for s in secrets(e)]
+    assert len(stood_for) > 4
+    assert [s for s in stood_for if not s.endswith("…")] == []
 
 
 def test_patterns_mean_the_same_in_every_language() -> None:
