@@ -167,9 +167,9 @@ async def reconcile(context: Context) -> None:
             return
         await builds_sweep.reconcile(context, session)
         await services_sweep.reconcile(context, session)
-    # In transactions of their own, since they wait for locks.
-    await cleanup.end_overdue(context)
-    await promote.end_overdue(context)
+        runs, releases = await cleanup.overdue(session), await promote.overdue(context, session)
+    await cleanup.end_overdue(context, runs)
+    await promote.end_overdue(context, releases)
 
 
 async def sweep(context: Context) -> None:

@@ -1,6 +1,7 @@
 """Remove the machine of a run that is over, and look at the machine of one that has gone quiet."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -89,16 +90,18 @@ async def check(context: Context, run_id: str) -> None:
     faults.at("check.recorded")
 
 
-async def end_overdue(context: Context) -> int:
-    """End runs that are long past their deadline: whoever could have looked at their machines is gone too."""
+async def overdue(session: AsyncSession) -> Sequence[Run]:
+    """Return runs that are long past their deadline: whoever could have looked at their machines is gone too."""
     late = func.now() - timedelta(seconds=OVERDUE_SECONDS)
-    async with context.sessions() as session:
-        statement = select(Run).where(Run.status.in_(OPEN_RUN), Run.deadline_at < late).limit(BATCH)
-        runs = (await session.execute(statement)).scalars().all()
+    statement = select(Run).where(Run.status.in_(OPEN_RUN), Run.deadline_at < late).limit(BATCH)
+    return (await session.execute(statement)).scalars().all()
+
+
+async def end_overdue(context: Context, runs: Sequence[Run]) -> None:
+    """End those runs, each in a transaction of its own, since that waits for locks."""
     for run in runs:
         async with context.sessions.begin() as session:
             await _lose(context, session, run, None, [], past=True)
-    return len(runs)
 
 
 async def _lose(

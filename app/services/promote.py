@@ -5,11 +5,13 @@ live ends superseded. Every step may be repeated: the release's name is the plat
 """
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import structlog
 from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app import breaker, faults, sql, store, tracing
@@ -154,21 +156,23 @@ async def _unwanted(context: Context, session: Session, release: Release | None,
     retire.nudge(context, session, release)
 
 
-async def end_overdue(context: Context) -> int:
-    """End releases that are long past their deadline: nobody can bring them up, or it fails in a way nobody foresaw.
+async def overdue(context: Context, session: AsyncSession) -> Sequence[tuple[str, ReleaseStatus]]:
+    """Return releases that are long past their deadline: nobody can bring them up, or it fails in a way nobody foresaw.
 
-    One whose turn did not come for as long as a build may wait is ended, too: whoever runs its platform is not there.
+    Those whose turn did not come for as long as a build may wait are among them: whoever runs their platform is not there.
     """
     late = func.now() - timedelta(seconds=OVERDUE_SECONDS)
     long_ago = func.now() - timedelta(seconds=context.settings.max_queued_seconds)
     other = aliased(Release)
     busy = exists().where(other.service_id == Release.service_id, other.status == ReleaseStatus.DEPLOYING)
-    overdue = and_(Release.status == ReleaseStatus.DEPLOYING, Release.deadline_at < late)
+    expired = and_(Release.status == ReleaseStatus.DEPLOYING, Release.deadline_at < late)
     forgotten = and_(Release.status == ReleaseStatus.PENDING, Release.created_at < long_ago, ~busy)
-    async with context.sessions() as session:
-        found = (
-            await session.execute(select(Release.id, Release.status).where(or_(overdue, forgotten)).limit(100))
-        ).all()
+    statement = select(Release.id, Release.status).where(or_(expired, forgotten)).limit(100)
+    return [(row.id, row.status) for row in await session.execute(statement)]
+
+
+async def end_overdue(context: Context, found: Sequence[tuple[str, ReleaseStatus]]) -> None:
+    """End those releases that are still as they were found, each in a transaction of its own, since that waits for locks."""
     for release_id, status in found:
         async with transaction(context.pool) as session:
             locked = await lock(session, release_id)
@@ -181,4 +185,3 @@ async def end_overdue(context: Context) -> int:
             else:
                 message = f"No process that runs services on {release.platform} took it up in time; start one and promote again."
                 await end(context, session, build, release, Reason.PLATFORM_MISCONFIGURED, message)
-    return len(found)

@@ -195,9 +195,13 @@ async def test_a_release_that_nobody_takes_up_ends_and_the_old_one_serves(here: 
     await here.forget_jobs()  # as of a host that never comes back
     release = await newest(here, "echo")
     await here.ago(release, "created_at", here.context.settings.max_queued_seconds - 60)
-    assert await promote.end_overdue(here.context) == 0
+    async with here.context.sessions() as session:
+        assert await promote.overdue(here.context, session) == []
     await here.ago(release, "created_at", here.context.settings.max_queued_seconds + 1)
-    assert await promote.end_overdue(here.context) == 1
+    async with here.context.sessions() as session:
+        found = await promote.overdue(here.context, session)
+    assert found == [(release.id, "pending")]
+    await promote.end_overdue(here.context, found)
     ended, failed = await here.one(Release, id=release.id), await here.one(Build, id=build.id)
     assert (ended.status, ended.reason) == ("failed", "platform_misconfigured")
     assert (failed.status, failed.reason) == ("failed", "platform_misconfigured")
