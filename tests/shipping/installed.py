@@ -1,13 +1,20 @@
-"""The wheel, built and installed alone with its locked libraries: as the images have it, once per run."""
+"""The wheel, built and installed alone with its locked libraries: as the images have it, once per run.
+
+Libraries that our own environment has in the locked version are linked from there, where pip has checked them against the
+same hashes (test_files.py sees to that); pip brings the others, and refuses what is not complete.
+"""
 
 import fcntl
-import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
+from tests.support.agents import link
 from tests.support.processes import REPOSITORY
 
 INSTALL_SECONDS = 600
@@ -35,24 +42,34 @@ def install(folder: Path) -> Installed:
         if not done.exists():
             _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "dist", REPOSITORY)
             wheel = next((folder / "dist").glob("slipway-*.whl"))
-            _environment(control)
-            _pip("install", "--require-hashes", "-r", REPOSITORY / "requirements/runtime.txt", into=control)
-            _environment(local)
-            # The second has all of the first, so pip brings only what is more.
-            shutil.copytree(_site(control), _site(local), copy_function=os.link, dirs_exist_ok=True)
-            _pip("install", "--require-hashes", "-r", REPOSITORY / "requirements/local.txt", into=local)
-            for target in (control, local):
+            for target, name in ((control, "runtime"), (local, "local")):
+                requirements = REPOSITORY / f"requirements/{name}.txt"
+                _environment(target, requirements)
+                _pip("install", "--require-hashes", "-r", requirements, into=target)
                 _pip("install", "--no-deps", "--no-index", wheel, into=target)
             done.touch()
     return Installed(next((folder / "dist").glob("slipway-*.whl")), control, local)
 
 
-def _environment(folder: Path) -> None:
+def locked(requirements: Path) -> Iterator[tuple[Requirement, frozenset[str]]]:
+    """Give what a locked file names, each with its hashes."""
+    for block in requirements.read_text().replace(" \\\n", " ").splitlines():
+        if block[:1] not in {"", " ", "#"}:
+            named, *hashes = block.split(" --hash=")
+            yield Requirement(named), frozenset(word.strip() for word in hashes)
+
+
+def _environment(folder: Path, requirements: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=INSTALL_SECONDS)
-
-
-def _site(environment: Path) -> Path:
-    return next(environment.glob("lib/python3*/site-packages"))
+    site = next(folder.glob("lib/python3*/site-packages"))
+    ours = {d.metadata["Name"].lower().replace("_", "-"): d for d in metadata.distributions()}
+    for requirement, _ in locked(requirements):
+        found = ours.get(requirement.name)
+        if found is not None and requirement.specifier.contains(found.version, prereleases=True):
+            for file in found.files or ():
+                if ".." not in file.parts:  # commands begin with the path of our own Python
+                    (site / file).parent.mkdir(parents=True, exist_ok=True)
+                    link(str(file.locate()), str(site / file))
 
 
 def _pip(command: str, *words: str | Path, into: Path | None = None) -> None:

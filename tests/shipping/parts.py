@@ -21,6 +21,8 @@ from tests.support.waiting import eventually_sync, free_port
 
 HEALTHY_SECONDS = 60.0
 CHECK_SECONDS = 20.0
+LOOK_SECONDS = 0.2
+"""Between two checks, each of which is a process that takes from the part that is starting."""
 HOME = "/var/lib/slipway"
 
 Json = dict[str, Any]
@@ -67,7 +69,7 @@ class Part:
         return check(self.health, self.env) == 0
 
     def until_healthy(self) -> None:
-        eventually_sync(self.healthy, HEALTHY_SECONDS)
+        eventually_sync(self.healthy, HEALTHY_SECONDS, every=LOOK_SECONDS)
 
     def end(self) -> None:
         """Send SIGTERM: the part has to end by itself in its time, with 0, and leave no process."""

@@ -10,6 +10,7 @@ from pydantic import AliasChoices
 from app.cli import app
 from app.settings import Settings
 from tests.shipping import files
+from tests.shipping.installed import locked
 from tests.support.processes import REPOSITORY
 
 VALUES = dict.fromkeys(files.compose_variables(), "x")
@@ -142,3 +143,13 @@ def test_fly_lets_no_worker_stop() -> None:
     assert fly["restart"][0]["policy"] == "always"
     assert all(s["auto_stop_machines"] == "off" and s["min_machines_running"] >= 1 for s in fly["services"])
     assert fly["build"]["build-target"] in files.dockerfile(fly["build"]["dockerfile"])
+
+
+@pytest.mark.parametrize("name", ["runtime", "local"])
+def test_what_the_images_and_we_have_in_one_version_has_one_set_of_hashes(name: str) -> None:
+    ours = {str(requirement): hashes for requirement, hashes in locked(REPOSITORY / "requirements/dev.txt")}
+    theirs = {str(requirement): hashes for requirement, hashes in locked(REPOSITORY / f"requirements/{name}.txt")}
+    assert all(theirs.values())
+    same = ours.keys() & theirs.keys()
+    assert "fastapi" in {requirement.partition("==")[0] for requirement in same}
+    assert {one: theirs[one] for one in same} == {one: ours[one] for one in same}

@@ -41,7 +41,7 @@ class Toolbox:
         """Make a SLIPWAY_HOME whose seed is there, or is an empty folder for tests that compile nothing."""
         copy = folder / "local/seed" / self.seed.name
         if seeded:
-            shutil.copytree(self.seed, copy, copy_function=_link)
+            shutil.copytree(self.seed, copy, copy_function=link)
             for made in (copy, *copy.iterdir()):
                 if made.is_dir():
                     os.chown(made, self.seed.stat().st_uid, self.seed.stat().st_gid)
@@ -86,7 +86,8 @@ def machine_folder() -> Path:
     return folder
 
 
-def _link(source: str, target: str) -> None:
+def link(source: str, target: str) -> None:
+    """Make a hard link, or a copy where there can be none."""
     try:
         os.link(source, target)
     except OSError:  # another file system
