@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from fastapi import APIRouter, FastAPI
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import __version__, db, events, faults, keys, leases, tracing
@@ -191,6 +191,5 @@ async def ensure_key(session: AsyncSession, settings: Settings) -> FirstKey:
     if settings.api_key is not None:
         await keys.bring(session, project, "SLIPWAY_API_KEY", settings.api_key.get_secret_value())
         return FirstKey()
-    valid = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()))
-    count = (await session.execute(select(func.count()).where(*valid))).scalar_one()
+    count = (await session.execute(select(func.count(ApiKey.id)).where(*keys.valid()))).scalar_one()
     return FirstKey() if count else FirstKey((await keys.create(session, project, "first"))[1])

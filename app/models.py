@@ -32,6 +32,9 @@ from app.lifecycle import OPEN_BUILD, OPEN_RUN, BuildStatus, ReleaseStatus, RunS
 
 Json = dict[str, Any]
 
+ID = String(32, collation="C")
+"""Of ids; in the order of bytes, which is that of their times."""
+
 
 class Xid8(UserDefinedType[int]):
     """PostgreSQL's 64-bit transaction id: events carry it, since ids don't commit in order."""
@@ -66,11 +69,11 @@ class Base(DeclarativeBase):
 
 
 def _id() -> Mapped[str]:
-    return mapped_column(String(32, collation="C"), primary_key=True)
+    return mapped_column(ID, primary_key=True)
 
 
 def _ref(target: str, *, nullable: bool = False, ondelete: str | None = None) -> Any:
-    return mapped_column(String(32, collation="C"), ForeignKey(target, ondelete=ondelete), nullable=nullable)
+    return mapped_column(ID, ForeignKey(target, ondelete=ondelete), nullable=nullable)
 
 
 def _now() -> Any:
@@ -113,7 +116,7 @@ class BuildCount(Base):
     """How many builds a project has sent on its last day with any. Its lock orders what counts against the project's limits."""
 
     __tablename__ = "build_count"
-    project_id: Mapped[str] = mapped_column(String(32, collation="C"), ForeignKey("project.id"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ID, ForeignKey("project.id"), primary_key=True)
     day: Mapped[date]
     """In UTC."""
     builds: Mapped[int]
@@ -141,7 +144,7 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
-    replaced_by: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    replaced_by: Mapped[str | None] = mapped_column(ID)
     """The key that took over, after a rotation."""
     __table_args__ = (Index("ix_api_key_project_id_id", "project_id", "id"),)
 
@@ -150,7 +153,7 @@ class Source(Base):
     """Content-addressed input of a project, kept as a gzipped tar in ``source_chunk``."""
 
     __tablename__ = "source"
-    project_id: Mapped[str] = mapped_column(String(32, collation="C"), ForeignKey("project.id"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ID, ForeignKey("project.id"), primary_key=True)
     digest: Mapped[str] = mapped_column(String(71), primary_key=True)
     size_bytes: Mapped[int]
     """Of the stored archive."""
@@ -163,7 +166,7 @@ class SourceChunk(Base):
     """A piece of a source's archive. In Postgres, because processes share Postgres and nothing else."""
 
     __tablename__ = "source_chunk"
-    project_id: Mapped[str] = mapped_column(String(32, collation="C"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ID, primary_key=True)
     digest: Mapped[str] = mapped_column(String(71), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     data: Mapped[bytes]
@@ -218,10 +221,10 @@ class Build(Base):
     """While queued: an artifact that was found for it and is yet to be checked (``app.builds.reuse``)."""
     cache_key: Mapped[str | None] = mapped_column(String(71))
     """Digest of all that its image depends on; NULL: it gets a builder of its own."""
-    waiting_for: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    waiting_for: Mapped[str | None] = mapped_column(ID)
     """While queued: the build with the same key that is under way."""
-    batch_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
-    release_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    batch_id: Mapped[str | None] = mapped_column(ID)
+    release_id: Mapped[str | None] = mapped_column(ID)
     created_at: Mapped[datetime] = _now()
     updated_at: Mapped[datetime] = _now()
     dispatched_at: Mapped[datetime | None]
@@ -260,10 +263,10 @@ class BuildLabel(Base):
     """An index and no more: labels in the order of builds, which no index over JSON has. Triggers of ``build`` keep it."""
 
     __tablename__ = "build_label"
-    project_id: Mapped[str] = mapped_column(String(32, collation="C"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ID, primary_key=True)
     key: Mapped[str] = mapped_column(String(63, collation="C"), primary_key=True)
     value: Mapped[str] = mapped_column(String(255, collation="C"), primary_key=True)
-    build_id: Mapped[str] = mapped_column(String(32, collation="C"), primary_key=True)
+    build_id: Mapped[str] = mapped_column(ID, primary_key=True)
 
 
 class Batch(Base):
@@ -289,12 +292,10 @@ class BatchItem(Base):
     """What became of one order of a batch: a build, or the problem document that says why there is none."""
 
     __tablename__ = "batch_item"
-    batch_id: Mapped[str] = mapped_column(
-        String(32, collation="C"), ForeignKey("batch.id", ondelete="CASCADE"), primary_key=True
-    )
+    batch_id: Mapped[str] = mapped_column(ID, ForeignKey("batch.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     """From 0, as they were sent."""
-    build_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    build_id: Mapped[str | None] = mapped_column(ID)
     problem: Mapped[Json | None]
 
 
@@ -351,9 +352,7 @@ class RunLog(Base):
     """A batch of log lines of a run: ``lines`` is ``[{"t", "s", "m"}, …]`` and ``number`` the number of the first."""
 
     __tablename__ = "run_log"
-    run_id: Mapped[str] = mapped_column(
-        String(32, collation="C"), ForeignKey("run.id", ondelete="CASCADE"), primary_key=True
-    )
+    run_id: Mapped[str] = mapped_column(ID, ForeignKey("run.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     lines: Mapped[list[Any]]
     created_at: Mapped[datetime] = _now()
@@ -378,7 +377,7 @@ class Artifact(Base):
     isolation: Mapped[str | None] = mapped_column(String(16))
     sbom: Mapped[Json | None]
     """CycloneDX 1.5."""
-    run_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    run_id: Mapped[str | None] = mapped_column(ID)
     cache_key: Mapped[str | None] = mapped_column(String(71))
     """Digest of all that it depends on; NULL where the toolchain was not known."""
     created_at: Mapped[datetime] = _now()
@@ -405,7 +404,7 @@ class Service(Base):
     status: Mapped[ServiceStatus] = _status(ServiceStatus)
     sequence: Mapped[int] = mapped_column(server_default="0")
     """Last number given out by submit."""
-    live_release_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    live_release_id: Mapped[str | None] = mapped_column(ID)
     url: Mapped[str | None]
     address: Mapped[str | None]
     """Where the running instance takes requests; NULL unless running behind our gateway."""
@@ -446,7 +445,7 @@ class Release(Base):
     """``build``, ``config``, ``promote``, ``rollback`` or ``migrate``."""
     platform: Mapped[str] = mapped_column(String(32))
     artifact_id: Mapped[str] = _ref("artifact.id")
-    build_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    build_id: Mapped[str | None] = mapped_column(ID)
     sequence: Mapped[int]
     """Order of the wish to run this artifact; a lower one never replaces a higher one."""
     config_sequence: Mapped[int]
@@ -534,13 +533,13 @@ class Event(Base):
     __tablename__ = "event"
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     xid: Mapped[int] = mapped_column(Xid8(), server_default=text("pg_current_xact_id()"))
-    project_id: Mapped[str] = mapped_column(String(32, collation="C"))
+    project_id: Mapped[str] = mapped_column(ID)
     kind: Mapped[str] = mapped_column(String(48))
     """Such as ``build.queued`` or ``service.asleep``."""
-    build_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
-    run_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
-    service_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
-    release_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    build_id: Mapped[str | None] = mapped_column(ID)
+    run_id: Mapped[str | None] = mapped_column(ID)
+    service_id: Mapped[str | None] = mapped_column(ID)
+    release_id: Mapped[str | None] = mapped_column(ID)
     data: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
     __table_args__ = (
@@ -555,7 +554,7 @@ class IdempotencyKey(Base):
     """What a POST with an ``Idempotency-Key`` was answered; written in the transaction of its effect, kept for a day."""
 
     __tablename__ = "idempotency_key"
-    project_id: Mapped[str] = mapped_column(String(32, collation="C"), ForeignKey("project.id"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ID, ForeignKey("project.id"), primary_key=True)
     key: Mapped[str] = mapped_column(String(255, collation="C"), primary_key=True)
     key_id: Mapped[str] = mapped_column(String(64))
     """Which secret key the fingerprint comes from."""
@@ -581,8 +580,8 @@ class Webhook(Base):
     status: Mapped[str] = mapped_column(String(16), server_default="enabled")
     reason: Mapped[str | None] = mapped_column(String(32))
     """Why it is disabled: ``by_request``, ``gone`` or ``failing``."""
-    secret_id: Mapped[str] = mapped_column(String(32, collation="C"))
-    old_secret_id: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    secret_id: Mapped[str] = mapped_column(ID)
+    old_secret_id: Mapped[str | None] = mapped_column(ID)
     """Signs too until ``old_secret_until``."""
     old_secret_until: Mapped[datetime | None]
     xid: Mapped[int] = mapped_column(Xid8())
@@ -610,7 +609,7 @@ class WebhookDelivery(Base):
     event_id: Mapped[int | None]
     """NULL: a test."""
     kind: Mapped[str] = mapped_column(String(48))
-    lane: Mapped[str | None] = mapped_column(String(32, collation="C"))
+    lane: Mapped[str | None] = mapped_column(ID)
     """What it waits in line for: the event's build, else its service; NULL: for nothing."""
     status: Mapped[str] = mapped_column(String(16), server_default="pending")
     next_attempt_at: Mapped[datetime | None]
@@ -644,9 +643,7 @@ class GatewayLease(Base):
     """What one gateway process has open to one service. A service sleeps only when no live lease has any in flight."""
 
     __tablename__ = "gateway_lease"
-    service_id: Mapped[str] = mapped_column(
-        String(32, collation="C"), ForeignKey("service.id", ondelete="CASCADE"), primary_key=True
-    )
+    service_id: Mapped[str] = mapped_column(ID, ForeignKey("service.id", ondelete="CASCADE"), primary_key=True)
     process: Mapped[str] = mapped_column(String(64), primary_key=True)
     in_flight: Mapped[int]
     last_seen_at: Mapped[datetime] = _now()

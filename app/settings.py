@@ -288,15 +288,11 @@ class Settings(BaseSettings):
         "cors_origins",
         "webhook_allow_hosts",
         "gateway_trusted_proxies",
+        "imitate",
         mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:
-        return words(value)
-
-    @field_validator("imitate", mode="before")
-    @classmethod
-    def _split_names(cls, value: object) -> object:
         return words(value)
 
     @field_validator("imitate", mode="after")

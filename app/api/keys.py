@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from sqlalchemy import func, or_, select
+from sqlalchemy import select
 
 from app import keys
 from app.api.deps import Admin, Cursor, Db, Door, Limit, decode_cursor, encode_cursor
@@ -45,8 +45,7 @@ async def list_keys(
     owner = await _project(session, caller, project)
     statement = select(ApiKey).where(ApiKey.project_id == owner.id)
     if not ended:
-        alive = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
-        statement = statement.where(ApiKey.revoked_at.is_(None), alive)
+        statement = statement.where(*keys.valid())
     if cursor is not None:
         statement = statement.where(ApiKey.id < decode_cursor(cursor, str)[0])
     rows = (await session.execute(statement.order_by(ApiKey.id.desc()).limit(limit + 1))).scalars().all()

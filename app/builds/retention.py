@@ -81,7 +81,7 @@ async def _sources(session: AsyncSession, days: float) -> int:
 
 
 async def _secrets(session: AsyncSession) -> int:
-    """Remove secret versions that neither a release that may run again, nor an open build, nor a webhook refers to."""
+    """Remove secret versions that no release, no build (it may be sent again) and no webhook refers to."""
     release = exists().where(
         Release.service_id == SecretVersion.service_id,
         Release.secret_versions.op("@?")(text("'$.*'")),
