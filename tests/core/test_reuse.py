@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from app.builds import retention, reuse, sources
+from app.builds import archives, retention, reuse
 from app.images.access import Images
 from app.imitations.server import serving
 from app.models import Artifact, Build, Event, Release, Run, Service
@@ -342,7 +342,7 @@ async def test_two_batches_at_once_share_their_builders(here: World) -> None:
     """Of the same sources and services in opposite orders, so that each holds a row that the other wants next."""
     orders = []
     for n in range(4):
-        _, archive = sources.pack_files(FILES | {"n.txt": str(n)}, here.context.settings)
+        _, archive = archives.pack_files(FILES | {"n.txt": str(n)}, here.context.settings)
         digest = (await here.http.post("/v1/sources", content=archive)).json()["digest"]
         upload = {"source": {"kind": "upload", "digest": digest}}
         orders += [here.order() | upload, here.order(f"svc-{n}") | upload]
