@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import logs, metrics
 from app.builds import cleanup, dispatch, retention, reuse
+from app.builds import reconcile as builds_reconcile
 from app.builds import sweep as builds_sweep
 from app.builds.look_after import look_after
 from app.context import Context
@@ -165,7 +166,7 @@ async def reconcile(context: Context) -> None:
     async with context.sessions.begin() as session:
         if not await _mine(session, RECONCILE_LOCK):
             return
-        await builds_sweep.reconcile(context, session)
+        await builds_reconcile.reconcile(context, session)
         await services_sweep.reconcile(context, session)
         runs, releases = await cleanup.overdue(session), await promote.overdue(context, session)
     await cleanup.end_overdue(context, runs)

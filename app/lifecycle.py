@@ -137,14 +137,14 @@ TRANSITIONS: dict[type[Status], dict[Status, frozenset[Status]]] = {
 #: A test imports each of them and checks that no open status is missing.
 OWNERS: dict[type[Status], dict[Status, tuple[str, str]]] = {
     BuildStatus: {
-        BuildStatus.QUEUED: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
-        BuildStatus.DISPATCHING: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
-        BuildStatus.BUILDING: ("app.builds.complete:complete", "app.builds.sweep:reconcile"),
+        BuildStatus.QUEUED: ("app.builds.dispatch:dispatch", "app.builds.reconcile:reconcile"),
+        BuildStatus.DISPATCHING: ("app.builds.dispatch:dispatch", "app.builds.reconcile:reconcile"),
+        BuildStatus.BUILDING: ("app.builds.complete:complete", "app.builds.reconcile:reconcile"),
         BuildStatus.PROMOTING: ("app.services.promote:promote", "app.services.sweep:reconcile"),
     },
     RunStatus: {
-        RunStatus.LAUNCHING: ("app.builds.dispatch:dispatch", "app.builds.sweep:reconcile"),
-        RunStatus.RUNNING: ("app.builds.complete:complete", "app.builds.sweep:reconcile"),
+        RunStatus.LAUNCHING: ("app.builds.dispatch:dispatch", "app.builds.reconcile:reconcile"),
+        RunStatus.RUNNING: ("app.builds.complete:complete", "app.builds.reconcile:reconcile"),
     },
     ReleaseStatus: {
         ReleaseStatus.PENDING: ("app.services.promote:promote", "app.services.sweep:reconcile"),

@@ -10,5 +10,6 @@
    without a service.
 4. ``app.services.promote`` brings the release up, gates it and switches over: *succeeded*.
 5. ``cleanup`` removes the builder's machine. ``cancel`` ends a build that nobody wants any more.
-6. ``sweep`` makes up for whatever time and crashes leave behind.
+6. What time and crashes leave behind: ``reconcile`` gives quiet rows their jobs again, ``look_after`` and ``sweep`` compare rows
+   with platforms, ``retention`` removes what is past its keeping.
 """
