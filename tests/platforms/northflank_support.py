@@ -44,13 +44,12 @@ def create(chosen: Settings, naps: Naps | None = None, **options: Any) -> northf
     naps = naps or Naps()
     parts: dict[str, dict[str, Any]] = {
         "client": {"sleep": naps},
-        "builders": {"poll_seconds": 0.0, "list_seconds": 0.0},
+        "builders": {"poll_seconds": 0.0},
         "services": {
             "sleep": naps,
             "start_seconds": 1.5,
             "look_seconds": 0.1,
             "settle_seconds": 5.0,
-            "list_seconds": 0.0,
         },
         "edge": {"pause": 0.01},
     }

@@ -170,12 +170,12 @@ async def quick(name: str, settings: Settings) -> AsyncIterator[Platform]:
             settings, allowance=Unlimited(), settle_seconds=0.1, look_seconds=0.05, timeout=TIMEOUT_SECONDS
         )
     elif name == "northflank":
-        services = {"look_seconds": 0.1, "settle_seconds": 5.0, "list_seconds": 0.0, "start_seconds": 10.0}
+        services = {"look_seconds": 0.1, "settle_seconds": 5.0, "start_seconds": 10.0}
         made = northflank.create(
             settings,
             allowance=Unlimited(),
             client={"timeout": TIMEOUT_SECONDS},
-            builders={"poll_seconds": 0.2, "list_seconds": 0.0},
+            builders={"poll_seconds": 0.2},
             services=services,
             edge={"pause": 0.05},
         )

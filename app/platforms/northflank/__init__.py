@@ -14,7 +14,7 @@ from app.platforms.budget import Allowance, Budget
 from app.platforms.northflank import client as wire
 from app.platforms.northflank import names
 from app.platforms.northflank.builders import POLL_SECONDS, NorthflankBuilders
-from app.platforms.northflank.client import LIST_SECONDS, NAME, Client
+from app.platforms.northflank.client import NAME, Client
 from app.platforms.northflank.edge import Edge
 from app.platforms.northflank.services import START_SECONDS, NorthflankServices
 from app.settings import Settings
@@ -34,8 +34,8 @@ _TRAITS = Traits(
     promote_seconds=300.0,
     wake_seconds=START_SECONDS + 30,
     look_seconds=POLL_SECONDS,
-    # Longer than each process waits by itself, so that whoever's turn it is gets a listing.
-    list_seconds=LIST_SECONDS + 30,
+    # A sweep comes each half minute: it would eat a quarter of an hour's requests.
+    list_seconds=600.0,
 )
 _NONE: Mapping[str, Any] = {}
 

@@ -50,7 +50,6 @@ class Run(_Answer):
     id: str
     status: str = ""
     concluded: bool = False
-    started_at: str | None = None
 
 
 class Runs(_Answer):

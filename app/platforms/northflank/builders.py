@@ -28,7 +28,7 @@ from app.platforms.failures import Missing
 from app.platforms.locks import Locks
 from app.platforms.northflank import names
 from app.platforms.northflank.answers import Run
-from app.platforms.northflank.client import LIST_SECONDS, NAME, Client, Seldom
+from app.platforms.northflank.client import NAME, Client
 from app.settings import NorthflankSettings
 
 POLL_SECONDS = 60.0
@@ -45,7 +45,6 @@ class NorthflankBuilders:
         settings: NorthflankSettings,
         *,
         poll_seconds: float = POLL_SECONDS,
-        list_seconds: float = LIST_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -53,7 +52,6 @@ class NorthflankBuilders:
         self._settings = settings
         self._poll_seconds = poll_seconds
         self._clock = clock
-        self._listing = Seldom(list_seconds, clock)
         self._now = now
         self._seen: dict[str, tuple[float, Inspection]] = {}
         self._locks = Locks()
@@ -146,11 +144,8 @@ class NorthflankBuilders:
         return Inspection(phase=phase, handle=run.id, message=message)
 
     async def list_ours(self, installation: str) -> Listing:
-        """List the jobs; whether one is at work is not in the listing. Asked too soon again: nothing, and not complete."""
-        if not self._listing.due():
-            return Listing(items=(), complete=False)
+        """List the jobs; whether one is at work is not in the listing."""
         jobs, complete = await self._client.jobs()
-        self._listing.done()
         ours = [j.id for j in jobs if j.id.startswith(f"slp-{installation}-")]
         items = [Found(ref=Ref(name=job), created_at=None, phase=Phase.RUNNING) for job in ours]
         return Listing(items=tuple(items), complete=complete)

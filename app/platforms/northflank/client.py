@@ -41,8 +41,6 @@ WINDOW = 3600.0
 PAGE = 100
 """The most that a page may have; without it a page has 50, and what follows is cut off silently."""
 _MAX_PAGES = 200
-LIST_SECONDS = 600.0
-"""How often a process lists what is there: a sweep comes each half minute and would eat a quarter of an hour's requests."""
 _LOG_DAYS = 3
 
 T = TypeVar("T")
@@ -57,23 +55,6 @@ def allowance(account: str, requests_per_hour: int) -> Allowance:
 def budget(requests_per_hour: int) -> Budget:
     """Return a budget of this process alone."""
     return in_memory(allowance("", requests_per_hour))
-
-
-class Seldom:
-    """Lets something be done once in so many seconds; the first time at once."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
-        self._seconds = seconds
-        self._clock = clock
-        self._last: float | None = None
-
-    def due(self) -> bool:
-        """Tell whether it may be done now."""
-        return self._last is None or self._clock() - self._last >= self._seconds
-
-    def done(self) -> None:
-        """Note that it was done."""
-        self._last = self._clock()
 
 
 class Client:

@@ -32,7 +32,7 @@ from app.platforms.base import (
 from app.platforms.failures import Conflict, Missing
 from app.platforms.locks import Locks
 from app.platforms.northflank import answers, names
-from app.platforms.northflank.client import LIST_SECONDS, NAME, Client, Seldom
+from app.platforms.northflank.client import NAME, Client
 from app.platforms.northflank.edge import Edge
 from app.settings import NorthflankSettings
 
@@ -62,7 +62,6 @@ class NorthflankServices:
         start_seconds: float = START_SECONDS,
         settle_seconds: float = SETTLE_SECONDS,
         look_seconds: float = LOOK_SECONDS,
-        list_seconds: float = LIST_SECONDS,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -74,7 +73,6 @@ class NorthflankServices:
         self._look_seconds = look_seconds
         self._sleep = sleep
         self._clock = clock
-        self._listing = Seldom(list_seconds, clock)
         self._locks = Locks()
 
     def fit(self, size: Size) -> Size:
@@ -299,11 +297,8 @@ class NorthflankServices:
     # ------------------------------------------------------------------------------------------------ list, logs
 
     async def list_ours(self, installation: str) -> Listing:
-        """List releases. Asked too soon again: nothing, and not complete."""
-        if not self._listing.due():
-            return Listing(items=(), complete=False)
+        """List releases."""
         services, complete = await self._client.services()
-        self._listing.done()
         items = []
         for service in services:
             if name := names.release_name(service.id, installation):
