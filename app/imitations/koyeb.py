@@ -84,7 +84,7 @@ class KoyebImitation(Imitation):
         ),
         "html": Fault(200, "<html>the console</html>", checked=False),
     }
-    quirks = frozenset({"no latest yet", "deleted record", "never deleted"})
+    quirks = frozenset({"no latest yet", "deleted record", "never deleted", "never paused"})
 
     def __init__(
         self,
@@ -388,7 +388,8 @@ class KoyebImitation(Imitation):
         """koyeb.md §4."""
         service = self._service(request)
         service.status = "PAUSING"
-        self.host.spawn(self._pause(service), f"pause {service.id}")
+        if not self.quirk("never paused"):
+            self.host.spawn(self._pause(service), f"pause {service.id}")
         return self._answer({})
 
     async def _pause(self, service: Service) -> None:

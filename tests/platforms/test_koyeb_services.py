@@ -138,6 +138,21 @@ async def test_a_superseded_release_is_gone_and_putting_it_to_sleep_leaves_the_n
     assert (await services.inspect(new)).phase is Phase.RUNNING
 
 
+async def test_a_pause_that_does_not_end_is_tried_again(imitation: KoyebImitation, spec: ServiceSpec) -> None:
+    naps: list[float] = []
+
+    async def nap(seconds: float) -> None:
+        naps.append(seconds)
+
+    async with support.opened(support.settings(imitation), poll_seconds=10, sleep=nap) as platform:
+        assert platform.services is not None
+        ref = await up(platform.services, spec)
+        imitation.misbehave("never paused")
+        with pytest.raises(Transient, match="still being paused"):
+            await platform.services.sleep(ref)
+        assert naps == [10, 10, 10]
+
+
 async def test_a_release_that_serves_and_is_not_wanted_is_paused_and_the_next_resumes(
     imitation: KoyebImitation, services: Services, spec: ServiceSpec
 ) -> None:

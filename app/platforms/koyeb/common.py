@@ -1,7 +1,7 @@
 """What builders and services on Koyeb share: plans, statuses, names, and waiting for an end."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -76,16 +76,22 @@ class Account:
             await self.client.delete_service(service_id)
         except Missing:
             return
+        await self.until(service_id, GONE, END_SECONDS, "delete service", "deleted")
+
+    async def until(
+        self, service_id: str, there: Container[str | None], seconds: float, operation: str, word: str
+    ) -> None:
+        """Wait until a service's status is one of these, or it is gone; Transient after so many seconds."""
         waited = 0.0
-        while waited < END_SECONDS:
+        while waited < seconds:
             try:
-                if (await self.client.service(service_id, kind="stop")).status in GONE:
+                if (await self.client.service(service_id, kind="stop")).status in there:
                     return
             except Missing:
                 return
             await self.sleep(self.poll_seconds)
             waited += max(self.poll_seconds, 0.01)
-        raise Transient(NAME, "delete service", "it is still being deleted", retry_after=10)
+        raise Transient(NAME, operation, f"it is still being {word}", retry_after=10)
 
 
 def fit(size: Size) -> Size:

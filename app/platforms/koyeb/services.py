@@ -54,7 +54,7 @@ CRASHES = 2
 """So many instances that ended mean that the next one will end, too; Koyeb goes on for a quarter of an hour."""
 CRASHED = "the program ended"
 TAIL = 20
-WAKE_SECONDS = 25.0
+PAUSE_SECONDS = 25.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,12 +219,7 @@ class KoyebServices:
                 return
             if seen.service.status not in {"PAUSED", "PAUSING"}:
                 await self._client.pause_service(seen.service.id)
-            await self._until_paused(seen.service.id)
-
-    async def _until_paused(self, service_id: str) -> None:
-        async with asyncio.timeout(WAKE_SECONDS):
-            while (await self._client.service(service_id)).status != "PAUSED":
-                await self._account.sleep(self._account.poll_seconds)
+            await self._account.until(seen.service.id, {"PAUSED"}, PAUSE_SECONDS, "pause service", "paused")
 
     async def wake(self, ref: ServiceRef) -> Address:
         """Resume a paused service, knock at a sleeping one, and wait until it listens."""
