@@ -2,6 +2,7 @@
 # ruff: noqa: ASYNC240 - a look at a small file
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,12 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.platforms.base import Misconfigured, Phase, Ref, ServiceRef, ServiceSpec, StartFailed
+from app.platforms.base import BuilderSpec, Misconfigured, Phase, Ref, ServiceRef, ServiceSpec, StartFailed
 from app.platforms.local import LocalPlatform, procfs
 from app.settings import LocalSettings, Settings
 from tests.local.support import Machine, builder_spec
 from tests.platforms.contract import until
 from tests.support.agents import Toolbox
+from tests.support.waiting import eventually
 
 LOOK = """
 import json, os
@@ -40,11 +42,32 @@ print(json.dumps({
 """
 
 
+def group_of(leader: int | None) -> list[int]:
+    """Return the processes of a group that still do anything."""
+    found = []
+    for pid, seen in procfs.snapshot().items():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(pid) == leader and seen.state != "Z":
+                found.append(pid)
+    return found
+
+
+COMPILES = """
+import subprocess, time
+print(subprocess.Popen(["/bin/sleep", "600"], env={}, start_new_session=True).pid, flush=True)
+time.sleep(600)
+"""
+
+
+async def said(platform: LocalPlatform, spec: BuilderSpec) -> list[str]:
+    return [line.text for line in await platform.builders.logs(Ref(name=spec.name))]
+
+
 async def output(platform: LocalPlatform, script: str, **env: str) -> str:
     spec = builder_spec(script, env=env)
     await platform.builders.launch(spec)
     await platform.processes.live[spec.name].ended.wait()
-    return "\n".join(line.text for line in await platform.builders.logs(Ref(name=spec.name)))
+    return "\n".join(await said(platform, spec))
 
 
 async def test_a_builder_sees_only_its_own(machine: Machine) -> None:
@@ -292,7 +315,7 @@ async def test_no_go_is_said(tmp_path: Path, toolbox: Toolbox) -> None:
 async def test_without_a_sandbox_services_run_and_end_all_the_same(
     tmp_path: Path, toolbox: Toolbox, service: ServiceSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine = Machine(Settings(home=tmp_path / "bare", sandbox="none"))
+    machine = Machine(Settings(home=toolbox.home(tmp_path / "bare"), sandbox="none"))
     await machine.start()
     try:
         assert "UNPROTECTED" in caplog.text
@@ -304,6 +327,18 @@ async def test_without_a_sandbox_services_run_and_end_all_the_same(
         assert (await machine.platform.services.inspect(ref)).phase is Phase.ASLEEP
         daemon = dataclasses.replace(service, release=service.release + "x", env={"MODE": "daemon"})
         await machine.platform.services.deploy(daemon)
+        process = machine.platform.processes.live[daemon.release]
+        await eventually(lambda: not process.alive)
+        assert process.record.exit_code == 4
+        # What it started carries no mark of ours any more, and its group alone tells whose it is.
+        await eventually(lambda: group_of(process.record.pid) == [])
+        # A compiler has a group and an environment of its own, and is below its builder.
+        spec = builder_spec(COMPILES)
+        await machine.platform.builders.launch(spec)
+        process = machine.platform.processes.live[spec.name]
+        (compiler,) = await until(lambda: said(machine.platform, spec))
+        await machine.platform.processes.kill(process)
+        await eventually(lambda: group_of(int(compiler)) == [])
     finally:
         await machine.close()
     assert procfs.marked(machine.platform.processes.prefix) == set()

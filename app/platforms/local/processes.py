@@ -162,6 +162,9 @@ class Processes:
 
     def _finish(self, process: Process) -> None:
         record = process.record
+        if not record.sandboxed and record.pid is not None:
+            with suppress(OSError):  # of its group, which outlives it: a sandbox takes all that is in it along
+                os.killpg(record.pid, signal.SIGKILL)
         if process.own and record.pid is not None:
             with suppress(ChildProcessError):
                 _, code = os.waitpid(record.pid, 0)  # it has ended: this does not wait
@@ -196,7 +199,10 @@ class Processes:
         """SIGKILL to all of it; raises Transient when the kernel does not let it die."""
         if not process.alive:
             return
-        if not process.record.sandboxed:
+        if not process.record.sandboxed:  # all below it, while that can be seen, and what has let go of it
+            for pid in await asyncio.to_thread(process.tree):
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
             await asyncio.to_thread(self._sweep, process.record.marker, set())
         if not send(process.inner_fd, signal.SIGKILL):
             send(process.outer_fd, signal.SIGKILL)
