@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from app import children
 from app.embedded.binaries import Binaries, installed
 from app.embedded.cluster import DATABASE, USER, password
 from app.embedded.errors import EmbeddedError
@@ -21,8 +22,10 @@ async def beside(home: Path, programs: Binaries, command: list[str]) -> int:
     """Start the server of ``home``, run the command to its end, stop the server; returns the exit code."""
     async with EmbeddedPostgres(home, programs=programs) as server:
         assert server.url is not None
-        process = await asyncio.create_subprocess_exec(
+        process = await children.start(
             *command,
+            stdin=None,
+            session=False,  # it is in front of the terminal, where we are
             env={
                 **os.environ,
                 "PATH": f"{programs.bin}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -33,7 +36,10 @@ async def beside(home: Path, programs: Binaries, command: list[str]) -> int:
                 "PGDATABASE": DATABASE,
             },
         )
-        return await process.wait()
+        try:
+            return await process.wait()
+        finally:
+            await children.end(process, group=False)
 
 
 def main() -> int:

@@ -11,9 +11,11 @@ import shlex
 import shutil
 import signal
 import sys
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import Sequence
 from pathlib import Path
 
+from app import children
 from app.embedded.binaries import Binaries
 from app.embedded.errors import EmbeddedError, WrongVersionError
 from app.embedded.reach import Account, launch_prefix, obstacle
@@ -126,14 +128,7 @@ async def check_reach(folder: Path, who: Account | None) -> None:
 
 async def run(command: Sequence[str | Path], *, timeout: float = COMMAND_SECONDS) -> str:
     """Run a program to its end and return its output; raises EmbeddedError with its words when it fails."""
-    process = await asyncio.create_subprocess_exec(
-        *(os.fspath(word) for word in command),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=environment(),
-        start_new_session=True,
-    )
+    process = await children.start(*command, stdout=PIPE, stderr=STDOUT, env=environment())
     try:
         async with asyncio.timeout(timeout):
             output, _ = await process.communicate()
@@ -141,8 +136,7 @@ async def run(command: Sequence[str | Path], *, timeout: float = COMMAND_SECONDS
         raise EmbeddedError(f"{Path(command[-1]).name}: no end after {timeout:.0f} s") from None
     finally:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            await children.end(process)
     text = output.decode(errors="replace")
     if process.returncode != 0:
         raise EmbeddedError(f"{' '.join(map(str, command))} failed ({process.returncode}): {text.strip()[-2000:]}")

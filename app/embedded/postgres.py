@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import Process
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import asyncpg
 
+from app import children
 from app.embedded import cluster, sockets
 from app.embedded.binaries import Binaries, usable_by
 from app.embedded.errors import EmbeddedError, ServerDiedError
@@ -164,9 +165,7 @@ class EmbeddedPostgres:
         log = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # A session of its own: a Ctrl-C at the terminal is for its owner, who stops it in good order.
-            self._process = await asyncio.create_subprocess_exec(
-                *command, stdin=DEVNULL, stdout=log, stderr=log, env=cluster.environment(), start_new_session=True
-            )
+            self._process = await children.start(*command, stdout=log, stderr=log, env=cluster.environment())
         finally:
             os.close(log)
 

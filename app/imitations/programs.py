@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import tarfile
+from asyncio.subprocess import PIPE, STDOUT
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from app import children
 from app.images.client import Registry
 from app.images.errors import ImageInvalid
 
@@ -132,15 +134,7 @@ class Running:
 
 async def start(argv: Sequence[str], env: Mapping[str, str], cwd: Path, lines: deque[Line] | None = None) -> Running:
     """Start a program in a process group of its own, with just this environment; ``lines`` are added to those given."""
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        env=dict(env),
-        cwd=cwd,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-    )
+    process = await children.start(*argv, env=dict(env), cwd=cwd, stdout=PIPE, stderr=STDOUT)
     _note(process.pid, cwd)
     running = Running(process, deque(maxlen=LINES) if lines is None else lines)
     running._reader = asyncio.create_task(running.follow(), name=f"program {process.pid}")  # noqa: SLF001 - its maker
