@@ -28,7 +28,7 @@ from benchmarks.lifecycle import database, environment, process
 from benchmarks.wire import Wire, connected
 
 BUILDS = int(os.environ.get("BENCH_BUILDS", "1000000"))
-REQUESTS = int(os.environ.get("BENCH_REQUESTS", "100"))
+REQUESTS = int(os.environ.get("BENCH_REQUESTS", "200"))
 """Per filter, of the first page and of deep ones each."""
 PAGE = 50
 WANTED_MS = 20.0

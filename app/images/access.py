@@ -104,12 +104,11 @@ class Images:
     async def land(self, repository: str, digest: str) -> None:
         """See to it that a pushed image is in its final registry; safe to repeat. ImageNotFound: nobody pushed it.
 
-        Where builders push by way of us, that is more than we can know: it may lie on another API's disk. Then the error is a
-        RegistryUnavailable, and whoever asks again may reach the right one.
+        Nothing is done where the embedded registry is the final one: whoever inspects the image sees whether it is there.
+        Where builders push by way of us to another one, it may lie on another API's disk, for all that we know. Then the
+        error is a RegistryUnavailable, and whoever asks again may reach the right one.
         """
-        if self._outside is None:
-            await Disk(self._root).get_manifest(repository, digest)
-        elif await self._outside.head_manifest(repository, digest) is None:
+        if self._outside is not None and await self._outside.head_manifest(repository, digest) is None:
             try:
                 await copy(Disk(self._root), repository, digest, self._outside, repository)
             except ImageNotFound as e:
