@@ -1,18 +1,20 @@
 """What happens, as it happens: events of a project and of a build, and a build's log. By `Accept` a stream or a page."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import StringConstraints
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import events
 from app.api import build_logs, feeds, sse
 from app.api.deps import AllRead, BuildsRead, Ctx, KeyHolder, Limit
 from app.api.feeds import Feed
-from app.api.hub import Streams
+from app.api.hub import Hub, Streams
 from app.api.lists import NextPage
 from app.api.problems import responses
 from app.api.schemas import BuildEnd, EventOut, EventPage, LogLineOut, LogPage
@@ -20,6 +22,7 @@ from app.api.sse import EventStream, invalid_position
 from app.builds import submit
 from app.db import alone
 from app.errors import invalid, not_found
+from app.events import Position
 from app.fields import Time
 from app.models import Service
 
@@ -45,6 +48,29 @@ LastEventId = Annotated[str | None, _place(_LAST, f"|{POSITION}", Header)]
 LastLineId = Annotated[str | None, _place(_LAST, f"|{LINE_POSITION}", Header)]
 EventCursor = Annotated[str | None, _place(_CURSOR, POSITION)]
 LineCursor = Annotated[str | None, _place(_CURSOR, LINE_POSITION)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who asks, and for what: a page, or a stream that ``follows``."""
+
+    hub: Hub
+    key_id: str
+    follows: bool
+    next_page: Callable[[str | None], str | None]
+
+    def stream(self, blocks: sse.Blocks) -> EventStream:
+        """Return the stream; Refusal (503) when this process has as many as it may."""
+        self.hub.check_room()
+        return EventStream(blocks, self.hub.write_seconds)
+
+
+async def get_asked(hub: Streams, caller: KeyHolder, request: Request, next_page: NextPage) -> Asked:
+    """Return what every route here has to know of its request."""
+    return Asked(hub, caller.key_id, sse.wanted(request), next_page)
+
+
+Asks = Annotated[Asked, Depends(get_asked)]
 
 EVENT = """: slipway
 id: 0-0
@@ -87,10 +113,7 @@ id: 1.1
 async def list_events(
     project: AllRead,
     context: Ctx,
-    hub: Streams,
-    caller: KeyHolder,
-    request: Request,
-    next_page: NextPage,
+    asked: Asks,
     limit: Limit = 100,
     cursor: EventCursor = None,
     after: After = None,
@@ -104,8 +127,7 @@ async def list_events(
     until: Annotated[Time | None, Query(description="Only what happened before this time; of pages only.")] = None,
 ) -> EventPage | Response:
     """List what happened in the project, oldest first; with `Accept: text/event-stream` follow it from there on."""
-    follow = sse.wanted(request)
-    if follow and until is not None:
+    if asked.follows and until is not None:
         raise invalid("until", "a stream has no end; leave this out, or ask for pages")
     async with alone(context.sessions) as session:
         ids = None
@@ -123,12 +145,7 @@ async def list_events(
             start = _start((last_event_id or None, after, cursor), events.START, events.parse)
         if since is not None:
             start = max(start, await events.begin(session, since))
-        if not follow:
-            page = await feeds.page(session, feed, start, limit)
-            next_page(page.next_cursor)
-            return page
-    hub.check_room()
-    return EventStream(feeds.stream(hub, feed, start, caller.key_id), hub.write_seconds)
+        return await _events(asked, session, feed, start, limit)
 
 
 @router.get(
@@ -141,10 +158,7 @@ async def list_build_events(
     build_id: str,
     project: BuildsRead,
     context: Ctx,
-    hub: Streams,
-    caller: KeyHolder,
-    request: Request,
-    next_page: NextPage,
+    asked: Asks,
     limit: Limit = 100,
     cursor: EventCursor = None,
     after: AfterEvent = None,
@@ -154,13 +168,7 @@ async def list_build_events(
     start = _start((last_event_id or None, after, cursor), events.START, events.parse)
     async with alone(context.sessions) as session:
         build = await submit.find(session, project, build_id)
-        feed = Feed(project.id, build.id, ends=True)
-        if not sse.wanted(request):
-            page = await feeds.page(session, feed, start, limit)
-            next_page(page.next_cursor)
-            return page
-    hub.check_room()
-    return EventStream(feeds.stream(hub, feed, start, caller.key_id), hub.write_seconds)
+        return await _events(asked, session, Feed(project.id, build.id, ends=True), start, limit)
 
 
 @router.get(
@@ -173,11 +181,9 @@ async def list_build_logs(
     build_id: str,
     project: BuildsRead,
     context: Ctx,
-    hub: Streams,
-    caller: KeyHolder,
+    asked: Asks,
     request: Request,
     response: Response,
-    next_page: NextPage,
     limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
     cursor: LineCursor = None,
     after: AfterLine = None,
@@ -190,14 +196,21 @@ async def list_build_logs(
     start = _start((last_event_id or None, after, cursor), build_logs.Seen(), build_logs.parse)
     async with context.sessions() as session:
         build = await submit.find(session, project, build_id)
-        if not sse.wanted(request):
-            page = await build_logs.page(session, build.id, start, limit, since)
-            next_page(page.next_cursor)
-            if "text/plain" in request.headers.get("accept", ""):
-                return PlainTextResponse("".join(f"{line.text}\n" for line in page.items), headers=response.headers)
-            return page
-    hub.check_room()
-    return EventStream(build_logs.stream(hub, build.id, start, since, caller.key_id), hub.write_seconds)
+        if asked.follows:
+            return asked.stream(build_logs.stream(asked.hub, build.id, start, since, asked.key_id))
+        page = await build_logs.page(session, build.id, start, limit, since)
+    asked.next_page(page.next_cursor)
+    if "text/plain" in request.headers.get("accept", ""):
+        return PlainTextResponse("".join(f"{line.text}\n" for line in page.items), headers=response.headers)
+    return page
+
+
+async def _events(asked: Asked, session: AsyncSession, feed: Feed, start: Position, limit: int) -> EventPage | Response:
+    if asked.follows:
+        return asked.stream(feeds.stream(asked.hub, feed, start, asked.key_id))
+    page = await feeds.page(session, feed, start, limit)
+    asked.next_page(page.next_cursor)
+    return page
 
 
 def _start(given: tuple[str | None, ...], first: P, parse: Callable[[str], P]) -> P:
