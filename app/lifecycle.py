@@ -2,6 +2,7 @@
 
 Pure data: everything else in Slipway reads this and nothing here imports anything of ours.
 """
+# Over 250 lines: tables of words, the whole state of the system on one page.
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -4,6 +4,7 @@ Ids are prefixed text (``app.ids``), times are UTC with zone; the statuses of bu
 only ``app.store`` changes.
 Every table that belongs to somebody has ``project_id``. Relations are read by explicit queries: nothing loads lazily.
 """
+# Over 250 lines: one table after the other, each to be read beside those that it refers to.
 
 from datetime import date, datetime
 from enum import StrEnum

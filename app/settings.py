@@ -3,6 +3,7 @@
 Every variable is ``SLIPWAY_<FIELD>``; a field of a nested model is ``SLIPWAY_<MODEL>__<FIELD>``. The three that other
 tools share keep their own names: ``DATABASE_URL``, ``GOPROXY`` and ``PORT``. Unset means the embedded default.
 """
+# Over 250 lines: one setting after the other, with what makes it sound.
 
 import ipaddress
 import os

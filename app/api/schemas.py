@@ -1,4 +1,5 @@
 """What the API answers. Names are what a generated client calls its types."""
+# Over 250 lines: one answer after the other, and nothing else.
 
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar

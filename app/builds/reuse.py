@@ -9,6 +9,7 @@ blame for is theirs too, since it would only happen again; after any other end t
 A build that finds an artifact is queued with it, as a guess. Here the guess is checked: the registry has the manifest, and the
 row, locked, is still available. So either the artifact gets another reference or it is collected, never both.
 """
+# Over 250 lines: waiting, leading and taking are one agreement over the same three columns.
 
 from typing import Any
 
