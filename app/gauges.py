@@ -47,6 +47,15 @@ _WEBHOOKS = """
     where w.status = 'enabled' and d.status = 'pending' and d.next_attempt_at <= now()
 """
 
+# One look into the index for each project.
+_EVENTS = """
+    select coalesce(extract(epoch from clock_timestamp() - min(first.at)), 0)::float as age
+    from project cross join lateral (
+        select at from event
+        where project_id = project.id and xid >= pg_snapshot_xmin(pg_current_snapshot()) order by xid, id limit 1
+    ) as first
+"""
+
 Samples = dict[Gauge, dict[tuple[str, ...], float]]
 
 
@@ -81,8 +90,8 @@ class Page:
             log.warning("the metrics of the database can't be read", error=str(e) or type(e).__name__)
             found = {}
             metrics.DATABASE_UP.set(0)
-        metrics.WEBHOOKS_DUE.set(math.nan)
-        metrics.WEBHOOKS_OLDEST.set(math.nan)
+        for gauge in (metrics.EVENTS_HELD, metrics.WEBHOOKS_DUE, metrics.WEBHOOKS_OLDEST):
+            gauge.set(math.nan)
         for gauge in metrics.SHARED:
             gauge.clear()
         for gauge, samples in found.items():
@@ -102,6 +111,8 @@ async def _ask(context: Context, session: AsyncSession) -> Samples:
         if row["age"] is not None:
             # One that is delayed on purpose is not due yet.
             found[metrics.QUEUE_OLDEST][(row["job"],)] = max(0.0, row["age"])
+    (row,) = await sql.fetch(session, _EVENTS)
+    found[metrics.EVENTS_HELD][()] = max(0.0, row["age"])
     (row,) = await sql.fetch(session, _WEBHOOKS)
     found[metrics.WEBHOOKS_DUE][()], found[metrics.WEBHOOKS_OLDEST][()] = row["count"], row["age"]
     for entry in context.catalog.entries.values():
@@ -110,8 +121,16 @@ async def _ask(context: Context, session: AsyncSession) -> Samples:
             found[metrics.BUDGET_LEFT][(entry.name,)] = left.requests
             found[metrics.BUDGET_CLOSED][(entry.name,)] = left.closed_seconds
     for state in await breaker.states(session):
-        found[metrics.BREAKERS][state.platform, state.region, state.operation, state.state] = 1
+        region = state.region if state.region in _regions(context, state.platform) else "other"
+        labels = (state.platform, region, state.operation, state.state)
+        found[metrics.BREAKERS][labels] = found[metrics.BREAKERS].get(labels, 0) + 1
     return found
+
+
+def _regions(context: Context, platform: str) -> frozenset[str]:
+    """Return the regions of a platform that are known here: a request may name others, as many as it likes."""
+    entry = context.catalog.entry(platform)
+    return frozenset(("", *entry.traits.regions, *entry.traits.default_regions) if entry else ("",))
 
 
 def _connections(context: Context) -> None:

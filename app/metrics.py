@@ -76,6 +76,9 @@ DATABASE_UP = _gauge("slipway_database_up", "Whether the database answered: 1 or
 BUILDS_OPEN = _gauge("slipway_builds_open", "Builds that have not ended.", "status", "platform")
 BUILDS_OLDEST = _gauge("slipway_builds_oldest_seconds", "Age of the oldest of them.", "status", "platform")
 SERVICES = _gauge("slipway_services", "Services that are there.", "status", "platform")
+EVENTS_HELD = _gauge(
+    "slipway_events_held_back_seconds", "Age of the oldest event that can't be read yet: a transaction is open."
+)
 QUEUE_JOBS = _gauge("slipway_queue_jobs", "Jobs on the queue.", "job", "state")
 QUEUE_OLDEST = _gauge("slipway_queue_oldest_seconds", "For how long the oldest due job has waited.", "job")
 WEBHOOKS_DUE = _gauge("slipway_webhook_due", "Deliveries that are due and not under way.")
@@ -83,10 +86,15 @@ WEBHOOKS_OLDEST = _gauge("slipway_webhook_due_oldest_seconds", "For how long the
 BUDGET_LEFT = _gauge("slipway_platform_budget_left", "Requests that an account may still send now.", "platform")
 BUDGET_CLOSED = _gauge("slipway_platform_budget_closed_seconds", "How long it wants to hear nothing.", "platform")
 BREAKERS = _gauge(
-    "slipway_breakers", "Targets that failed of late, 1 each.", "platform", "region", "operation", "state"
+    "slipway_breakers",
+    "Targets that failed of late; regions not known are `other`.",
+    "platform",
+    "region",
+    "operation",
+    "state",
 )
 SHARED = (
-    BUILDS_OPEN, BUILDS_OLDEST, SERVICES, QUEUE_JOBS, QUEUE_OLDEST, WEBHOOKS_DUE, WEBHOOKS_OLDEST, BUDGET_LEFT,
+    BUILDS_OPEN, BUILDS_OLDEST, SERVICES, EVENTS_HELD, QUEUE_JOBS, QUEUE_OLDEST, WEBHOOKS_DUE, WEBHOOKS_OLDEST, BUDGET_LEFT,
     BUDGET_CLOSED, BREAKERS,
 )  # fmt: skip
 

@@ -2,11 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import Callable
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from app import breaker, gauges, metrics, store
@@ -16,12 +15,11 @@ from app.lifecycle import Reason
 from app.platforms import catalog
 from app.platforms.base import StartFailed
 from app.scrape import serve_metrics
+from tests.support.metrics import Value, parsed, reader
 from tests.support.platform import NAME
 from tests.support.problems import problem
+from tests.support.waiting import eventually
 from tests.support.world import World
-
-Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-Value = Callable[..., float]
 
 
 async def scrape(here: World) -> Value:
@@ -31,17 +29,7 @@ async def scrape(here: World) -> Value:
     answer = await here.http.get("/metrics")
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == gauges.CONTENT_TYPE
-    samples = parsed(answer.text)
-
-    def value(name: str, **labels: str) -> float:
-        return samples.get((name, tuple(sorted(labels.items()))), 0.0)
-
-    return value
-
-
-def parsed(text: str) -> Samples:
-    families = text_string_to_metric_families(text)
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value for f in families for s in f.samples}
+    return reader(answer.text)
 
 
 async def test_what_happens_to_a_build_is_counted_once_it_is_committed(here: World) -> None:
@@ -92,14 +80,17 @@ async def test_what_happens_to_a_build_is_counted_once_it_is_committed(here: Wor
 
 
 async def test_platforms_are_seen_as_all_processes_know_them(here: World) -> None:
-    settings = here.context.settings.model_copy(update={"northflank": usual().northflank})
+    settings = here.context.settings.model_copy(update={"northflank": usual().northflank, "fly": usual().fly})
     object.__setattr__(here.context, "settings", settings)
     here.context.catalog.entries = catalog.entries(settings)
     for _ in range(breaker.FAILURES):
-        await breaker.failed(here.context.sessions, "fly", "iad", breaker.LAUNCH, "no room")
+        for region in ("iad", "atlantis", "el-dorado"):
+            await breaker.failed(here.context.sessions, "fly", region, breaker.LAUNCH, "no room")
     value = await scrape(here)
     assert value("slipway_platform_budget_left", platform="northflank") == 1000
     assert value("slipway_breakers", platform="fly", region="iad", operation="launch", state="open") == 1
+    # Requests name regions, so what no platform is known to have must not be a label.
+    assert value("slipway_breakers", platform="fly", region="other", operation="launch", state="open") == 2
     await breaker.succeeded(here.context.sessions, "fly", "iad", breaker.LAUNCH)
     assert (await scrape(here))("slipway_breakers", platform="fly", region="iad", operation="launch", state="open") == 0
 
@@ -138,6 +129,20 @@ async def test_the_database_is_asked_seldom_and_its_absence_is_said(here: World)
     assert queued(text) is None
     assert parsed(text.decode())["slipway_database_up", ()] == 0
     await here.sql("alter table gone rename to build")
+
+
+async def test_events_that_a_transaction_holds_back(here: World) -> None:
+    async with here.context.sessions() as session:
+        await session.execute(text("select pg_current_xact_id()"))
+        await here.submit()
+        await here.sql("update event set at = at - interval '1 hour'")
+        held = (await scrape(here))("slipway_events_held_back_seconds")
+    assert 3600 <= held < 3660
+
+    async def none_held() -> bool:
+        return (await scrape(here))("slipway_events_held_back_seconds") == 0
+
+    await eventually(none_held)
 
 
 async def test_a_port_of_its_own_needs_no_key(here: World) -> None:

@@ -15,6 +15,7 @@ from app.api import feeds, sse
 from app.api.hub import Hub
 from app.models import ApiKey, Event, Project
 from app.outbox import add_event
+from tests.support.metrics import scrape
 from tests.support.problems import problem
 from tests.support.sse import Served, Stream, ids, served
 from tests.support.waiting import eventually
@@ -78,6 +79,25 @@ async def test_a_build_is_followed_to_its_end(here: World, open_: Served) -> Non
     page = (await here.http.get(path)).json()
     assert ([e["id"] for e in page["items"]], page["ended"], page["next_cursor"]) == (everything, True, None)
     assert (await here.http.get(path, params={"after": page["after"]})).json()["items"] == []
+
+
+async def test_open_streams_and_waiting_gets_are_counted(here: World, open_: Served) -> None:
+    async def count() -> float:
+        return (await scrape(here.context))("slipway_streams")
+
+    build, before = await here.submit(), await count()
+
+    async def both() -> bool:
+        return await count() == before + 2
+
+    async with open_.stream("/v1/events") as stream:
+        await stream.block()
+        waiting = asyncio.create_task(open_.http.get(f"/v1/builds/{build.id}", headers={"Prefer": "wait=60"}))
+        await eventually(both)
+        await here.http.post(f"/v1/builds/{build.id}/cancel")
+        assert (await waiting).json()["status"] == "canceled"
+    await eventually(lambda: not hub(here).followers)
+    assert await count() == before
 
 
 async def test_a_client_cut_off_fifty_times_sees_each_event_once_and_in_order(here: World, open_: Served) -> None:

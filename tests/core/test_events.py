@@ -1,15 +1,19 @@
 """Whoever follows events by their positions sees each once, in an order that never changes, however transactions commit."""
 
 import asyncio
+import contextlib
 import random
 from pathlib import Path
 
+import asyncpg
 import pytest
 from sqlalchemy import select
 
-from app import events
+from app import db, events
 from app.models import Event, Project
 from app.outbox import add_event
+from tests.docs import pages
+from tests.support.databases import database_in
 from tests.support.waiting import eventually
 from tests.support.world import World, world
 
@@ -45,6 +49,23 @@ async def test_a_transaction_that_commits_late_is_waited_for(here: World) -> Non
     assert first.id > second.id, "the ids were to be in the other order"
     assert [e.kind for e in await read(here, events.position(first))] == ["test.second"]
     assert [e.kind for e in await read(here, now)] == ["test.first", "test.second"]
+
+
+async def test_who_holds_events_back_is_found_as_the_operator_is_told(here: World) -> None:
+    """In another database of the server, too."""
+    sessions, prepared = "".join(pages.blocks(pages.read("docs/operations.md"), "sql")).split(";\n")[:2]
+    culprit = await asyncpg.connect(db.plain_dsn(database_in(here.database_url, "postgres")), timeout=10)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(culprit.close)
+        await stack.enter_async_context(culprit.transaction())
+        await culprit.execute("select pg_current_xact_id()")
+        await here.submit()
+        assert await read(here, events.START) == []
+        found = [row for row in await here.sql(sessions) if row.pid == culprit.get_server_pid()]
+        assert [(row.datname, row.state) for row in found] == [("postgres", "idle in transaction")]
+        assert await here.sql(prepared) == []
+    await here.settled()
+    assert [e.kind for e in await read(here, events.START)] == ["build.queued"]
 
 
 async def test_nothing_that_was_comes_after_now(here: World) -> None:

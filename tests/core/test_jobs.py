@@ -14,6 +14,7 @@ from sqlalchemy import select, text
 from app import jobs
 from app.models import Build, Service
 from app.queue import Job, Nudge, entrypoint
+from tests.support.metrics import scrape
 from tests.support.platform import NAME, TRAITS
 from tests.support.waiting import eventually
 from tests.support.world import World
@@ -37,6 +38,19 @@ async def test_a_job_that_fails_is_logged_and_not_raised(here: World) -> None:
     await here.ago(build, "next_check_at")
     await here.reconcile()
     assert (await here.one(Build, id=build.id)).status == "building"
+
+
+async def test_jobs_are_timed_by_their_outcome(here: World) -> None:
+    run, before = jobs.runners(here.context)["dispatch"], await scrape(here.context)
+    here.yard.misbehave("launch", KeyError("a bug of ours"))
+    for _ in range(2):
+        build = await here.submit()
+        await run(job("dispatch", f"{build.id}:0".encode()))
+    after = await scrape(here.context)
+    for outcome in ("failed", "done"):
+        labels = {"job": "dispatch", "outcome": outcome}
+        assert after("slipway_job_seconds_count", **labels) == before("slipway_job_seconds_count", **labels) + 1
+        assert 0 < after("slipway_job_seconds_sum", **labels) - before("slipway_job_seconds_sum", **labels) < 60
 
 
 async def test_jobs_for_rows_that_are_gone_do_nothing(here: World) -> None:

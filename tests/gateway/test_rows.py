@@ -26,6 +26,7 @@ from app.services import sleep_wake
 from benchmarks.noop import TRAITS
 from tests.gateway.machines import NAME, Machines, add_service, manual_context, platform, status_of
 from tests.gateway.support import comes_true, connected, problem_of
+from tests.support.metrics import scrape
 from tests.support.waiting import eventually, free_port
 
 ASLEEP, RUNNING = ServiceStatus.ASLEEP, ServiceStatus.RUNNING
@@ -144,6 +145,30 @@ async def test_a_service_that_was_put_to_sleep_by_hand_is_woken_again(world: Wor
                 assert (await client.answer()).status == 200
             assert world.machines.only.starts == starts
             assert await sleep_wake.sleep(world.context, service.id)
+
+
+async def test_requests_are_counted_by_the_kind_of_their_answer(world: World) -> None:
+    await add_service(world.context, "echo", idle_seconds=60)
+    before = await scrape(world.context)
+    async with serve_gateway(world.context, host="127.0.0.1", port=0) as server:
+        async with connected(server.port) as client:
+            for host, status in (("echo.localhost", 200), ("nobody.localhost", 404)):
+                client.get(host)
+                assert (await client.answer()).status == status
+            open_ = await scrape(world.context)
+            assert open_("slipway_gateway_connections") == before("slipway_gateway_connections") + 1
+        await eventually(lambda: not server.connections)
+    after = await scrape(world.context)
+    for kind, more in (("2xx", 1), ("4xx", 1), ("none", 0)):
+        name = "slipway_gateway_requests_total"
+        assert after(name, status=kind) == before(name, status=kind) + more, kind
+    assert after("slipway_gateway_request_seconds_count") == before("slipway_gateway_request_seconds_count") + 2, (
+        "the one that woke the service counts with its wake"
+    )
+    assert after("slipway_wake_seconds_count", platform=NAME, outcome="up") == (
+        before("slipway_wake_seconds_count", platform=NAME, outcome="up") + 1
+    )
+    assert after("slipway_gateway_connections") == before("slipway_gateway_connections")
 
 
 async def test_an_instance_that_died_is_marked_down_and_started_again(world: World) -> None:

@@ -11,9 +11,11 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from app.api.views import event_out
 from app.models import Event
 from app.webhooks import send
+from app.webhooks.plan import plan
+from tests.support.metrics import scrape
 from tests.support.problems import problem
 from tests.support.receiver import Received, Reply, reply
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, free_port
 from tests.webhooks.conftest import Hooks
 
 Json = dict[str, Any]
@@ -91,6 +93,35 @@ async def test_a_refused_message_comes_again_the_same_and_signed_anew(hooks: Hoo
     (delivery,) = await hooks.deliveries()
     assert (delivery.status, delivery.attempts, delivery.status_code, delivery.error) == ("delivered", 4, 200, None)
     assert sum(send.RETRY_SECONDS) > timedelta(days=3).total_seconds()
+
+
+async def test_attempts_are_counted_by_what_came_of_them(hooks: Hooks) -> None:
+    context = hooks.here.context
+    for url in (hooks.receiver.url, f"http://127.0.0.1:{free_port()}/"):
+        await hooks.add(url)
+    hooks.receiver.answer = lambda _: reply(204 if len(hooks.receiver.got) > 1 else 500)
+    before = await scrape(context)
+    await hooks.happen("build.queued", build="bld_1")
+    await hooks.here.sql("update event set at = at - interval '1 minute'")
+    await hooks.here.settled()
+    await plan(context)
+    due = await scrape(context)
+    assert due("slipway_webhook_due") == 2
+    assert 0 <= due("slipway_webhook_due_oldest_seconds") < 60
+    await hooks.until(lambda: len(hooks.receiver.got) == 1)
+    await hooks.later()
+    await hooks.until(lambda: len(hooks.receiver.got) == 2)
+    after = await scrape(context)
+
+    def grown(name: str, **labels: str) -> float:
+        return after(name, **labels) - before(name, **labels)
+
+    attempts = {o: grown("slipway_webhook_attempts_total", outcome=o) for o in ("delivered", "refused", "unreachable")}
+    assert attempts == {"delivered": 1, "refused": 1, "unreachable": 2}
+    assert grown("slipway_webhook_attempt_seconds_count") == 4
+    assert grown("slipway_webhook_lag_seconds_count") == 2, "only a message's first attempt tells how late it is"
+    assert 120 <= grown("slipway_webhook_lag_seconds_sum") < 240
+    assert after("slipway_webhook_due") == 0
 
 
 @pytest.mark.parametrize(
