@@ -100,6 +100,20 @@ async def test_open_streams_and_waiting_gets_are_counted(here: World, open_: Ser
     assert await count() == before
 
 
+async def test_a_stream_tells_nothing_of_another_project(here: World) -> None:
+    _, other = await here.project("acme")
+    async with other, served(here.app, other.headers["authorization"].removeprefix("Bearer ")) as theirs:
+        await here.submit()
+        for last in ("0-0", None):
+            async with theirs.stream("/v1/events", last=last) as stream:
+                await stream.block()
+                await here.submit()
+                mine = (await other.post("/v1/builds", json=here.order())).json()["id"]
+                assert (await stream.data()).data["build_id"] == mine
+                await other.post(f"/v1/builds/{mine}/cancel")
+                await here.sql("delete from event where build_id = :mine", mine=mine)
+
+
 async def test_a_client_cut_off_fifty_times_sees_each_event_once_and_in_order(here: World, open_: Served) -> None:
     project, chance = await here.one(Project, name="default"), random.Random(11)
     seen: list[str] = []
