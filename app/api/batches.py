@@ -22,7 +22,8 @@ from app.api.deps import (
 )
 from app.api.lists import NextPage, Since, Until, made
 from app.api.once import OnceRoute, PlainOnce
-from app.api.problems import document, from_validation, limited, responses
+from app.api.problems import document, from_validation
+from app.api.reasons import limited, responses
 from app.api.schemas import BatchDetail, BatchItemOut, BatchOut, Page, Problem
 from app.builds import batch as batches
 from app.builds.limits import headers
@@ -34,7 +35,7 @@ from app.requests import BatchRequest, BuildRequest, Scope, Unfit
 router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=OnceRoute)
 
 
-@router.post("", status_code=202, responses=limited(409, 413))
+@router.post("", status_code=202, responses=limited(batch_refused=422))
 async def create_batch(
     body: BatchRequest,
     context: Ctx,
@@ -101,7 +102,7 @@ async def list_batches(
     )
 
 
-@router.get("/{batch_id}", responses=responses(404))
+@router.get("/{batch_id}", responses=responses(batch_not_found=404))
 async def get_batch(
     batch_id: str, project: BuildsRead, session: Db, next_page: NextPage, limit: Limit = 50, cursor: Cursor = None
 ) -> BatchDetail:
@@ -111,7 +112,7 @@ async def get_batch(
     return found
 
 
-@router.post("/{batch_id}/cancel", responses=responses(404))
+@router.post("/{batch_id}/cancel", responses=responses(batch_not_found=404))
 async def cancel_batch(batch_id: str, context: Ctx, project: BuildsWrite) -> BatchDetail:
     """End all builds of a batch that have not ended; the others stay as they are."""
     await batches.cancel_all(context, project, batch_id)

@@ -19,7 +19,7 @@ from app.api.deps import (
 )
 from app.api.hub import Streams
 from app.api.once import OnceOnly, OnceRoute, PlainOnce
-from app.api.problems import limited, responses
+from app.api.reasons import limited, responses
 from app.api.schemas import BuildDetail, BuildOut, Page
 from app.api.views import build_detail, build_out, detail
 from app.builds import forecast, submit
@@ -32,7 +32,11 @@ from app.requests import BuildRequest, Scope
 router = APIRouter(prefix="/v1/builds", tags=["builds"], route_class=OnceRoute)
 
 
-@router.post("", status_code=202, responses=limited(409, 413))
+@router.post(
+    "",
+    status_code=202,
+    responses=limited(cannot_honour=422, platform_differs=422, source_rejected=422, too_many_services=429),
+)
 async def create_build(
     body: BuildRequest,
     context: Ctx,
@@ -81,7 +85,7 @@ async def list_builds(
     return Page(items=items, next_cursor=next_page(after))
 
 
-@router.get("/{build_id}", responses=responses(404))
+@router.get("/{build_id}", responses=responses(build_not_found=404))
 async def get_build(
     build_id: str,
     project: BuildsRead,
@@ -107,14 +111,18 @@ async def get_build(
         return await build_detail(session, build, await forecast.place(context, session, project, build))
 
 
-@router.post("/{build_id}/cancel", responses=responses(404, 409))
+@router.post("/{build_id}/cancel", responses=responses(build_not_found=404, build_ended=409))
 async def cancel_build(build_id: str, context: Ctx, project: BuildsWrite, session: Db) -> BuildDetail:
     """End a build; canceled already is fine, ended otherwise is 409."""
     build = await submit.find(session, project, build_id, lock=True)
     return await build_detail(session, await cancel(context, session, build))
 
 
-@router.post("/{build_id}/retry", status_code=202, responses=limited(404, 409, 410))
+@router.post(
+    "/{build_id}/retry",
+    status_code=202,
+    responses=limited(build_not_found=404, build_not_ended=409, service_deleted=409, source_gone=410),
+)
 async def retry_build(
     build_id: str,
     context: Ctx,

@@ -17,7 +17,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from app.api.problems import MEDIA_TYPE
+from app.api.problems import document
+from app.api.reasons import DECLARED, MEDIA_TYPE, words
 from app.api.runs import Lines
 from app.api.schemas import BuildEnd
 from app.builds.complete import Completion
@@ -25,21 +26,11 @@ from app.builds.complete import Completion
 Json = dict[str, Any]
 
 REF = "#/components/schemas/"
+EXAMPLE = "#/components/examples/"
 UNSEEN: tuple[type[BaseModel], ...] = (BuildEnd, Completion, Lines)
 """Models of streams, and of bodies that a route reads by itself."""
 BODIES = {"add_run_logs": Lines, "complete_run": Completion}
 SERVERS = [{"url": "/", "description": "The installation that this description comes from."}]
-
-REASONS: dict[int, str] = {
-    400: "`malformed_json`, `cut_short`: the body is no JSON, or did not come whole.",
-    401: "`unauthorized`: no credential, or one that is not good.",
-    403: "`insufficient_scope`, `operators_only`, `foreign_run`: the credential is good, but not for this.",
-    413: "`too_large`: the body is over a limit; `source_rejected`: what it unpacks to is.",
-    422: "`invalid_request` names each field in `errors`; other reasons name what can't be honoured.",
-    500: "`internal_error`: nothing of the request was kept; it is safe to try again.",
-    503: "`database_unavailable` and the like: try again after `Retry-After`.",
-}
-"""What a status means wherever it comes; the route's own words say more."""
 
 PARTS = {
     "batch_id": ("A batch's id.", "bat_06f1qv0n2k3m4p5r6s7t8u9vb1"),
@@ -92,7 +83,18 @@ def describe(made: Json) -> Json:
     it = _renamed(it)
     for name, example in examples().items():
         it["components"]["schemas"][name]["examples"] = [example]
+    it["components"]["examples"] = dict(sorted(_problems(it)))
     return it
+
+
+def _problems(it: Json) -> Iterator[tuple[str, Json]]:
+    """Yield an example of each problem that an operation has, by its status and reason."""
+    for operation in operations(it):
+        for answer in operation["responses"].values():
+            for reference in answer.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {}).values():
+                name = reference["$ref"].removeprefix(EXAMPLE)
+                status, _, reason = name.partition("_")
+                yield name, {"summary": words(reason), "value": document(int(status), reason, words(reason))}
 
 
 def operations(description: Json) -> Iterator[Json]:
@@ -123,22 +125,33 @@ def _complete(operation: Json) -> None:
             parameter.setdefault("description", parameter["schema"].pop("description", words))
         if example is not None:
             parameter.setdefault("example", example)
-    wanted = {
-        500,
-        503,
-        *({401, 403} if operation.get("security") else ()),
-        *({400, 413} if "requestBody" in operation else ()),
-    }
-    problem = {MEDIA_TYPE: {"schema": {"$ref": REF + "Problem"}}}
-    for status in wanted:
-        answers.setdefault(str(status), {"description": HTTPStatus(status).phrase, "content": problem})
     once, pages = (any(p["name"] == key for p in parameters) for key in ("Idempotency-Key", "cursor"))
-    if once:
-        answers.setdefault("409", {"description": HTTPStatus(409).phrase, "content": problem})
+    for status, reasons in _common(operation, once=once, pages=pages):
+        phrase = HTTPStatus(status).phrase
+        answer = answers.setdefault(str(status), {"description": phrase, "content": {MEDIA_TYPE: {}}})
+        answer.setdefault(DECLARED, []).extend(r for r in reasons if r not in answer[DECLARED])
+    if not operation.get("security"):  # nothing of it is read
+        del answers["422"]
     operation["responses"] = {s: _answer(int(s), a, name, once=once, pages=pages) for s, a in sorted(answers.items())}
-    if not operation.get("security"):  # nobody is asked who they are
-        operation["responses"].pop("401", None)
-        operation["responses"].pop("422", None)
+
+
+def _common(operation: Json, *, once: bool, pages: bool) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield status and reasons of what every operation of its kind may answer."""
+    yield 500, ("internal_error",)
+    yield 503, ("database_unavailable",)
+    if operation.get("security"):
+        yield 401, ("unauthorized",)
+        yield 403, ("foreign_run",) if "runs" in operation["tags"] else ("insufficient_scope",)
+    if "requestBody" in operation:
+        yield 400, ("malformed_json", "cut_short")
+        yield 413, ("too_large",)
+    if any(p["in"] == "path" for p in operation.get("parameters", [])):
+        yield 404, ("route_not_found",)  # a name with a NUL
+    if once:
+        yield 409, ("idempotency_in_flight",)
+        yield 422, ("idempotency_key_reused",)
+    if pages:
+        yield 422, ("invalid_cursor",)
 
 
 def _not_null(schema: Json) -> None:
@@ -152,9 +165,10 @@ def _not_null(schema: Json) -> None:
 def _answer(status: int, answer: Json, name: str, *, once: bool, pages: bool) -> Json:
     content = dict(answer.get("content", {}))
     if MEDIA_TYPE in content:
-        content[MEDIA_TYPE] = content.pop("application/json", content[MEDIA_TYPE])
-        words = REASONS.get(status)
-        answer = answer | {"description": f"{answer['description']}. {words}" if words else answer["description"]}
+        reasons = answer.pop(DECLARED)
+        by_reason = {reason: {"$ref": f"{EXAMPLE}{status}_{reason}"} for reason in reasons}
+        content = {MEDIA_TYPE: {"schema": {"$ref": REF + "Problem"}, "examples": by_reason}}
+        answer["description"] += f": {', '.join(f'`{reason}`' for reason in reasons)}."
     headers: Json = {}
     if status == 401:
         headers["WWW-Authenticate"] = _header("`Bearer`.")

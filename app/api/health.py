@@ -7,7 +7,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import __version__
 from app.api.deps import Ctx, Operator
-from app.api.problems import responses
+from app.api.reasons import responses
 from app.api.schemas import Ready
 from app.db import DATABASE_AWAY, schema_is_current
 from app.errors import unavailable
@@ -25,7 +25,7 @@ async def get_health() -> Ready:
     return Ready(status="ok", version=__version__)
 
 
-@router.get("/readyz", responses=responses())
+@router.get("/readyz", responses=responses(schema_outdated=503))
 async def get_readiness(context: Ctx) -> Ready:
     """The process can serve: its database answers and has the newest schema."""
     try:
@@ -41,7 +41,7 @@ async def get_readiness(context: Ctx) -> Ready:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses=responses(403) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses=responses(operators_only=403) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def get_metrics(request: Request, _operator: Operator) -> Response:
     """What is counted, in Prometheus's text format; see docs/observability.md. For the operator: it is about all projects."""

@@ -10,7 +10,7 @@ from app import keys
 from app.api.deps import Admin, Cursor, Db, Door, Limit, decode_cursor, encode_cursor
 from app.api.lists import NextPage
 from app.api.once import Once, OnceOnly, OnceRoute
-from app.api.problems import responses
+from app.api.reasons import responses
 from app.api.schemas import ApiKeyOut, NewApiKey, Page
 from app.errors import forbidden
 from app.keys import Holder
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=OnceRoute)
 ItsProject = Annotated[ProjectName | None, Query(alias="project", description="For the operator: another project.")]
 
 
-@router.post("", status_code=201, responses=responses(403, 404))
+@router.post("", status_code=201, responses=responses(operators_only=403, project_not_found=404))
 async def create_key(body: KeyRequest, caller: Admin, once: OnceOnly, session: Db, response: Response) -> NewApiKey:
     """Make a key. Its text is in this answer and nowhere else, so keep it."""
     project = await _project(session, caller, body.project)
@@ -30,7 +30,7 @@ async def create_key(body: KeyRequest, caller: Admin, once: OnceOnly, session: D
     return _shown(row, text, response, once)
 
 
-@router.get("", responses=responses(403, 404))
+@router.get("", responses=responses(operators_only=403, project_not_found=404))
 async def list_keys(
     caller: Admin,
     session: Db,
@@ -55,13 +55,13 @@ async def list_keys(
     )
 
 
-@router.get("/{key_id}", responses=responses(403, 404))
+@router.get("/{key_id}", responses=responses(operators_only=403, project_not_found=404, key_not_found=404))
 async def get_key(key_id: str, caller: Admin, session: Db, project: ItsProject = None) -> ApiKeyOut:
     """Look at a key."""
     return ApiKeyOut.model_validate(await keys.find(session, await _project(session, caller, project), key_id))
 
 
-@router.delete("/{key_id}", responses=responses(403, 404))
+@router.delete("/{key_id}", responses=responses(operators_only=403, project_not_found=404, key_not_found=404))
 async def revoke_key(key_id: str, caller: Admin, session: Db, door: Door, project: ItsProject = None) -> ApiKeyOut:
     """End a key: at once on this process, within two seconds on all. One that has ended already is fine."""
     row = await keys.find(session, await _project(session, caller, project), key_id, lock=True)
@@ -70,7 +70,11 @@ async def revoke_key(key_id: str, caller: Admin, session: Db, door: Door, projec
     return ApiKeyOut.model_validate(row)
 
 
-@router.post("/{key_id}/rotate", status_code=201, responses=responses(403, 404, 409))
+@router.post(
+    "/{key_id}/rotate",
+    status_code=201,
+    responses=responses(operators_only=403, project_not_found=404, key_not_found=404, key_ended=409),
+)
 async def rotate_key(
     key_id: str,
     caller: Admin,

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 
 from app import breaker, budgets
 from app.api.deps import Caller, Ctx
-from app.api.problems import responses
+from app.api.reasons import responses
 from app.api.schemas import BreakerOut, Capabilities, Page, PlatformOut, RequestBudget, RequestLimit, TraitsOut
 from app.capabilities import allowance, standing
 from app.db import alone

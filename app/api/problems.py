@@ -14,16 +14,16 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
 from app.api.deps import identify
-from app.api.schemas import Problem
+from app.api.reasons import MEDIA_TYPE
 from app.db import DATABASE_AWAY, is_away
 from app.errors import FieldError, Refusal, unavailable
 
 log = structlog.get_logger()
 
-MEDIA_TYPE = "application/problem+json"
 TYPE = "https://slipway.dev/problems/"
 
 _HTTP_REASONS = {
+    400: "malformed_json",
     404: "route_not_found",
     405: "method_not_allowed",
     406: "not_acceptable",
@@ -156,31 +156,3 @@ def _fields(where: list[str]) -> list[str]:
     if len(where) > 1 and where[0] == "source" and where[1] in kinds:
         where = [where[0], *where[2:]]
     return [w[:100] for w in where if w != "[key]"]
-
-
-RATE_HEADERS = {
-    "RateLimit-Policy": {
-        "description": "The project's limits that this counts against, and their windows in seconds.",
-        "schema": {"type": "string"},
-        "example": '"builds-per-day";q=100000;w=86400, "queued-builds";q=10000',
-    },
-    "RateLimit": {
-        "description": "What is left of each, and in how many seconds all of it is there again.",
-        "schema": {"type": "string"},
-        "example": '"builds-per-day";r=99988;t=3600, "queued-builds";r=9990',
-    },
-}
-RETRY_AFTER = {"Retry-After": {"description": "In how many seconds to try again.", "schema": {"type": "integer"}}}
-
-
-def limited(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Declare the same on a route that makes builds, with 429 and the headers that tell what is left."""
-    found = responses(429, *statuses)
-    found[429]["headers"] = RETRY_AFTER | RATE_HEADERS
-    return found | {202: {"headers": RATE_HEADERS}}
-
-
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Declare problems of a route's own; ``description`` adds what comes with every route of its kind."""
-    all_of = sorted({422, *statuses})
-    return {s: {"model": Problem, "description": HTTPStatus(s).phrase, "content": {MEDIA_TYPE: {}}} for s in all_of}

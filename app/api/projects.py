@@ -8,7 +8,7 @@ from app import keys
 from app.api.deps import Caller, Ctx, Cursor, Db, Door, KeyHolder, Limit, Operator, decode_cursor, encode_cursor
 from app.api.lists import NextPage
 from app.api.once import OnceOnly, OnceRoute
-from app.api.problems import responses
+from app.api.reasons import responses
 from app.api.schemas import Page, ProjectDetail, ProjectLimits, ProjectOut, ProjectUsage
 from app.builds import limits
 from app.context import Context
@@ -19,7 +19,7 @@ from app.requests import ProjectPatch, ProjectRequest
 router = APIRouter(prefix="/v1/projects", tags=["projects"], route_class=OnceRoute)
 
 
-@router.post("", status_code=201, responses=responses(403, 409))
+@router.post("", status_code=201, responses=responses(operators_only=403, project_exists=409))
 async def create_project(
     body: ProjectRequest, operator: Operator, context: Ctx, once: OnceOnly, session: Db, response: Response
 ) -> ProjectDetail:
@@ -46,7 +46,7 @@ async def list_projects(
     )
 
 
-@router.get("/{project}", responses=responses(404))
+@router.get("/{project}", responses=responses(project_not_found=404))
 async def get_project(project: str, caller: Caller, holder: KeyHolder, context: Ctx, session: Db) -> ProjectDetail:
     """Look at a project by its name: what it may have, and what it has now."""
     if not holder.operator and project != caller.name:
@@ -54,7 +54,7 @@ async def get_project(project: str, caller: Caller, holder: KeyHolder, context: 
     return await _detail(context, session, await keys.project_named(session, project))
 
 
-@router.patch("/{project}", responses=responses(403, 404))
+@router.patch("/{project}", responses=responses(operators_only=403, project_not_found=404))
 async def update_project(
     project: str, body: ProjectPatch, operator: Operator, context: Ctx, door: Door, session: Db
 ) -> ProjectDetail:

@@ -9,14 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from app import sql
 from app.api.deps import Ctx, Db, Token, read_body
-from app.api.problems import from_validation, responses
+from app.api.problems import from_validation
+from app.api.reasons import responses
 from app.api.schemas import Answer
 from app.builds import complete, report
 from app.builds.caller import Caller, authenticate
 from app.fields import Int, Received
 from app.models import Run
 
-router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"], responses=responses(403, 404, 409, 410))
+router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"], responses=responses(run_not_yours=409, run_over=410))
 
 M = TypeVar("M", bound=BaseModel)
 Stage = Literal["fetch", "modules", "compile", "image", "push", "reported"]
@@ -107,13 +108,13 @@ Opened = Annotated[Run, Depends(get_run, scope="function")]
 OpenedApart = Annotated[Run, Depends(get_run_apart)]
 
 
-@router.post("/claim")
+@router.post("/claim", responses=responses(run_claimed=409))
 async def claim_run(caller: Known, body: FromBuilder, context: Ctx) -> Orders:
     """Take the run; the first instance wins and gets its orders."""
     return Orders(await report.claim(context, caller, body.instance))
 
 
-@router.get("/source", response_class=StreamingResponse)
+@router.get("/source", response_class=StreamingResponse, responses=responses(source_not_kept=409))
 async def get_run_source(run: Opened, context: Ctx, session: Db) -> StreamingResponse:
     """Return the source as a gzipped tar."""
     return StreamingResponse(await report.source(context, session, run), media_type="application/gzip")
@@ -136,7 +137,7 @@ async def add_run_logs(caller: Known, request: Request, context: Ctx) -> Respons
     return Response(status_code=204)
 
 
-@router.post("/push-grant")
+@router.post("/push-grant", responses=responses(run_not_yours=409, registry_unavailable=503))
 async def grant_run_push(run: OpenedApart, body: FromBuilder, context: Ctx) -> PushGrantAnswer:
     """Hand out the right to push the image."""
     grant = await report.push_grant(context, run, body.instance)
@@ -145,7 +146,7 @@ async def grant_run_push(run: OpenedApart, body: FromBuilder, context: Ctx) -> P
     )
 
 
-@router.post("/complete")
+@router.post("/complete", responses=responses(run_not_yours=409, registry_unavailable=503))
 async def complete_run(
     caller: Known,
     request: Request,

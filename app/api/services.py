@@ -8,7 +8,7 @@ from sqlalchemy import select
 from app.api.deps import Ctx, Cursor, Db, Limit, ServicesRead, ServicesWrite, decode_cursor, encode_cursor
 from app.api.lists import NextPage, Since, Until, made
 from app.api.once import OnceOnly, OnceRoute
-from app.api.problems import responses
+from app.api.reasons import NOT_STARTED, responses
 from app.api.schemas import LogLineOut, MigrationOut, Page, ReleaseOut, ServiceOut
 from app.api.views import migration_out, release_out, service_out, service_with
 from app.context import Context
@@ -54,13 +54,15 @@ async def list_services(
     return Page(items=[service_with(*row) for row in rows[:limit]], next_cursor=next_page(after))
 
 
-@router.get("/{name}", responses=responses(404))
+@router.get("/{name}", responses=responses(service_not_found=404))
 async def get_service(name: str, project: ServicesRead, session: Db) -> ServiceOut:
     """Look at a service."""
     return await service_out(session, await find(session, project, name))
 
 
-@router.patch("/{name}", status_code=202, responses=responses(404, 409))
+@router.patch(
+    "/{name}", status_code=202, responses=responses(service_not_found=404, no_live_release=409, cannot_honour=422)
+)
 async def update_service(
     name: str, body: ServicePatch, context: Ctx, project: ServicesWrite, session: Db
 ) -> ReleaseOut:
@@ -69,14 +71,14 @@ async def update_service(
     return release_out(await rollback.change(context, session, service, body))
 
 
-@router.delete("/{name}", status_code=202, response_class=Response, responses=responses(404))
+@router.delete("/{name}", status_code=202, response_class=Response, responses=responses(service_not_found=404))
 async def delete_service(name: str, context: Ctx, project: ServicesWrite, session: Db) -> Response:
     """Remove a service from every state; what is under way for it ends."""
     await delete.request(context, session, await find(session, project, name, lock=True))
     return Response(status_code=202)
 
 
-@router.get("/{name}/releases", responses=responses(404))
+@router.get("/{name}/releases", responses=responses(service_not_found=404))
 async def list_releases(
     name: str,
     project: ServicesRead,
@@ -102,7 +104,13 @@ async def list_releases(
     return Page(items=items, next_cursor=next_page(encode_cursor(items[-1].number) if len(rows) > limit else None))
 
 
-@router.post("/{name}/releases", status_code=202, responses=responses(404, 409))
+@router.post(
+    "/{name}/releases",
+    status_code=202,
+    responses=responses(
+        service_not_found=404, artifact_not_found=404, no_live_release=409, artifact_gone=409, cannot_honour=422
+    ),
+)
 async def create_release(
     name: str, body: ReleaseRequest, context: Ctx, project: ServicesWrite, once: OnceOnly, session: Db
 ) -> ReleaseOut:
@@ -111,7 +119,18 @@ async def create_release(
     return release_out(await rollback.promote_artifact(context, session, service, body))
 
 
-@router.post("/{name}/rollback", status_code=202, responses=responses(404, 409))
+@router.post(
+    "/{name}/rollback",
+    status_code=202,
+    responses=responses(
+        service_not_found=404,
+        release_not_found=404,
+        no_live_release=409,
+        nothing_to_roll_back_to=409,
+        already_live=409,
+        artifact_gone=409,
+    ),
+)
 async def rollback_service(
     name: str, context: Ctx, project: ServicesWrite, once: OnceOnly, session: Db, body: RollbackRequest | None = None
 ) -> ReleaseOut:
@@ -120,7 +139,13 @@ async def rollback_service(
     return release_out(await rollback.rollback(context, session, service, body or RollbackRequest()))
 
 
-@router.post("/{name}/migrate", status_code=202, responses=responses(404, 409))
+@router.post(
+    "/{name}/migrate",
+    status_code=202,
+    responses=responses(
+        service_not_found=404, no_live_release=409, already_there=409, migration_under_way=409, cannot_honour=422
+    ),
+)
 async def migrate_service(
     name: str, body: MigrateRequest, context: Ctx, project: ServicesWrite, once: OnceOnly, session: Db
 ) -> MigrationOut:
@@ -135,7 +160,10 @@ async def migrate_service(
     return migration_out(release, service.url, new_url)
 
 
-@router.post("/{name}/sleep", responses=responses(404, 409))
+@router.post(
+    "/{name}/sleep",
+    responses=responses(service_not_found=404, platform_decides=409, no_live_release=409, kept_up=409, not_running=409),
+)
 async def sleep_service(name: str, context: Ctx, project: ServicesWrite) -> ServiceOut:
     """Put a service to sleep now. Asleep already is fine."""
     service, release = await _manual(context, project, name)
@@ -150,7 +178,17 @@ async def sleep_service(name: str, context: Ctx, project: ServicesWrite) -> Serv
         return await service_out(session, await find(session, project, name))
 
 
-@router.post("/{name}/wake", responses=responses(404, 409))
+@router.post(
+    "/{name}/wake",
+    responses=responses(
+        service_not_found=404,
+        platform_decides=409,
+        no_live_release=409,
+        not_awake=503,
+        deleted=503,
+        **dict.fromkeys(NOT_STARTED, 503),
+    ),
+)
 async def wake_service(name: str, context: Ctx, project: ServicesWrite) -> ServiceOut:
     """Wake a service and answer once it listens. Awake already is fine."""
     service, _ = await _manual(context, project, name)
@@ -174,7 +212,7 @@ async def _manual(context: Context, project: Project, name: str) -> tuple[Servic
     return service, release
 
 
-@router.get("/{name}/logs", responses=responses(404, 409))
+@router.get("/{name}/logs", responses=responses(service_not_found=404, logs_elsewhere=409, platform_unavailable=503))
 async def list_service_logs(
     name: str, context: Ctx, project: ServicesRead, limit: Annotated[int, Query(ge=1, le=1000)] = 200
 ) -> Page[LogLineOut]:

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from app.api.deps import BuildsWrite, Ctx, Db
 from app.api.once import OnceRoute, OnceStreamed
-from app.api.problems import responses
+from app.api.reasons import responses
 from app.api.schemas import SourceOut
 from app.builds import archives, sources
 from app.builds.limits import limits
@@ -27,7 +27,9 @@ BODY = {
 }
 
 
-@router.post("", status_code=201, responses=responses(413), openapi_extra=BODY)
+@router.post(
+    "", status_code=201, responses=responses(source_invalid=422, source_rejected=(413, 422)), openapi_extra=BODY
+)
 async def create_source(
     request: Request, context: Ctx, project: BuildsWrite, once: OnceStreamed, session: Db
 ) -> SourceOut:

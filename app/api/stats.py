@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from app import sql
 from app.api.deps import BuildsRead, Ctx
-from app.api.problems import responses
+from app.api.reasons import responses
 from app.api.schemas import BuildCount, QueueStats, SecondsOut, StatsOut
 from app.db import alone
 from app.ids import first_id

@@ -16,7 +16,7 @@ from app.api.deps import AllRead, BuildsRead, Ctx, KeyHolder, Limit
 from app.api.feeds import Feed
 from app.api.hub import Hub, Streams
 from app.api.lists import NextPage
-from app.api.problems import responses
+from app.api.reasons import responses
 from app.api.schemas import BuildEnd, EventOut, EventPage, LogLineOut, LogPage
 from app.api.sse import EventStream, invalid_position
 from app.builds import submit
@@ -108,7 +108,8 @@ id: 1.1
     "/events",
     tags=["events"],
     response_model=EventPage,
-    responses=responses(404) | sse.described(EventOut, None, EVENT),
+    responses=responses(build_not_found=404, service_not_found=404, too_many_streams=503)
+    | sse.described(EventOut, None, EVENT),
 )
 async def list_events(
     project: AllRead,
@@ -152,7 +153,7 @@ async def list_events(
     "/builds/{build_id}/events",
     tags=["builds"],
     response_model=EventPage,
-    responses=responses(404) | sse.described(EventOut, BuildEnd, EVENT + END),
+    responses=responses(build_not_found=404, too_many_streams=503) | sse.described(EventOut, BuildEnd, EVENT + END),
 )
 async def list_build_events(
     build_id: str,
@@ -175,7 +176,7 @@ async def list_build_events(
     "/builds/{build_id}/logs",
     tags=["builds"],
     response_model=LogPage,
-    responses=responses(404) | sse.described(LogLineOut, BuildEnd, LINE),
+    responses=responses(build_not_found=404, too_many_streams=503) | sse.described(LogLineOut, BuildEnd, LINE),
 )
 async def list_build_logs(
     build_id: str,

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from app.api.deps import Admin, Ctx, Cursor, Db, Limit, decode_cursor, encode_cursor
 from app.api.lists import NextPage
 from app.api.once import Once, OnceOnly, OnceRoute
-from app.api.problems import responses
+from app.api.reasons import responses
 from app.api.schemas import Page
 from app.api.webhook_schemas import DeliveryOut, DeliveryStatus, WebhookCreated, WebhookMessage, WebhookOut
 from app.models import Webhook, WebhookDelivery
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=OnceRou
 sent = APIRouter(tags=["webhooks"])
 
 
-@router.post("", status_code=201, responses=responses(403, 409))
+@router.post("", status_code=201, responses=responses(too_many_webhooks=409))
 async def create_webhook(
     body: WebhookRequest, context: Ctx, caller: Admin, once: OnceOnly, session: Db, response: Response
 ) -> WebhookCreated:
@@ -32,7 +32,7 @@ async def create_webhook(
     return _shown(webhook, secret, response, once)
 
 
-@router.get("", responses=responses(403))
+@router.get("", responses=responses())
 async def list_webhooks(
     caller: Admin, session: Db, next_page: NextPage, limit: Limit = 50, cursor: Cursor = None
 ) -> Page[WebhookOut]:
@@ -45,13 +45,13 @@ async def list_webhooks(
     return Page(items=items, next_cursor=next_page(encode_cursor(rows[limit - 1].id) if len(rows) > limit else None))
 
 
-@router.get("/{webhook_id}", responses=responses(403, 404))
+@router.get("/{webhook_id}", responses=responses(webhook_not_found=404))
 async def get_webhook(webhook_id: str, caller: Admin, session: Db) -> WebhookOut:
     """Look at an endpoint."""
     return WebhookOut.model_validate(await endpoints.find(session, caller.project, webhook_id))
 
 
-@router.patch("/{webhook_id}", responses=responses(403, 404))
+@router.patch("/{webhook_id}", responses=responses(webhook_not_found=404))
 async def update_webhook(
     webhook_id: str, body: WebhookPatch, context: Ctx, caller: Admin, session: Db
 ) -> WebhookOut:  # fmt: skip
@@ -60,14 +60,14 @@ async def update_webhook(
     return WebhookOut.model_validate(await endpoints.change(context, session, webhook, body))
 
 
-@router.delete("/{webhook_id}", status_code=204, responses=responses(403, 404))
+@router.delete("/{webhook_id}", status_code=204, responses=responses(webhook_not_found=404))
 async def delete_webhook(webhook_id: str, caller: Admin, session: Db) -> Response:
     """Remove an endpoint with its deliveries and secrets."""
     await session.delete(await endpoints.find(session, caller.project, webhook_id, lock=True))
     return Response(status_code=204)
 
 
-@router.post("/{webhook_id}/rotate", responses=responses(403, 404))
+@router.post("/{webhook_id}/rotate", responses=responses(webhook_not_found=404))
 async def rotate_webhook_secret(
     webhook_id: str,
     context: Ctx,
@@ -83,14 +83,14 @@ async def rotate_webhook_secret(
     return _shown(webhook, secret, response, once)
 
 
-@router.post("/{webhook_id}/test", status_code=202, responses=responses(403, 404, 409))
+@router.post("/{webhook_id}/test", status_code=202, responses=responses(webhook_not_found=404, webhook_disabled=409))
 async def test_webhook(webhook_id: str, caller: Admin, once: OnceOnly, session: Db) -> DeliveryOut:
     """Send a `webhook.test` to an endpoint; look at the delivery to see what became of it."""
     webhook = await endpoints.find(session, caller.project, webhook_id, lock=True)
     return DeliveryOut.of(await endpoints.test(session, webhook))
 
 
-@router.get("/{webhook_id}/deliveries", responses=responses(403, 404))
+@router.get("/{webhook_id}/deliveries", responses=responses(webhook_not_found=404))
 async def list_webhook_deliveries(
     webhook_id: str,
     caller: Admin,
@@ -115,8 +115,10 @@ async def list_webhook_deliveries(
 
 
 @router.post(
-    "/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, responses=responses(403, 404, 409, 410)
-)  # fmt: skip
+    "/{webhook_id}/deliveries/{delivery_id}/redeliver",
+    status_code=202,
+    responses=responses(webhook_not_found=404, delivery_not_found=404, webhook_disabled=409, event_gone=410),
+)
 async def redeliver_webhook(
     webhook_id: str, delivery_id: str, caller: Admin, once: OnceOnly, session: Db
 ) -> DeliveryOut:

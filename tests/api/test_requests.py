@@ -190,20 +190,20 @@ async def test_secrets_are_never_said_back(here: World) -> None:
     [
         (b"{", 400, "malformed_json"),
         (b'{"source": }', 400, "malformed_json"),
-        (b"\xff\xfe", 400, None),
-        (b"[" * 100_000, 400, None),
-        (b'{"a": ' + b"9" * 5000 + b"}", 400, None),
+        (b"\xff\xfe", 400, "malformed_json"),
+        (b"[" * 100_000, 400, "malformed_json"),
+        (b'{"a": ' + b"9" * 5000 + b"}", 400, "malformed_json"),
         (b"", 422, "invalid_request"),
         (b"[]", 422, "invalid_request"),
         (b'"text"', 422, "invalid_request"),
         (b"null", 422, "invalid_request"),
     ],
 )
-async def test_what_is_no_request(here: World, body: bytes, status: int, reason: str | None) -> None:
+async def test_what_is_no_request(here: World, body: bytes, status: int, reason: str) -> None:
     answer = await here.http.post("/v1/builds", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-    assert reason in {None, answer.json()["reason"]}
+    assert answer.json()["reason"] == reason
 
 
 @pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "text/plain", None])

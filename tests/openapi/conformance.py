@@ -13,8 +13,10 @@ import schemathesis
 from hypothesis import strategies
 from schemathesis import Case, GenerationMode, HookContext, hooks
 from schemathesis.config import SchemathesisConfig
+from schemathesis.core.transport import Response
 from schemathesis.engine import events, from_schema
 
+from tests.support.declared import undeclared
 from tests.support.platform import NAME
 
 CALL_SECONDS = 20
@@ -134,6 +136,8 @@ def _take(event: events.ScenarioFinished, outcome: Outcome) -> None:
     for case_id, checks in recorder.checks.items():
         case, interaction = recorder.cases[case_id].value, recorder.interactions.get(case_id)
         outcome.operations.add(case.operation.label)
+        if interaction and interaction.response and (wrong := _undeclared(case, interaction.response)):
+            outcome.found.setdefault(wrong, wrong)
         for check in checks:
             outcome.checks[check.name] += 1
             if check.failure_info is None:
@@ -145,3 +149,11 @@ def _take(event: events.ScenarioFinished, outcome: Outcome) -> None:
                 lines.append(f"{case.method} {sent.uri} {(sent.body or b'')[:600]!r}")
                 lines.append(f"{answer.status_code} {(answer.content or b'')[:600]!r}" if answer else "no answer")
             outcome.found.setdefault(lines[0], "\n".join(lines))
+
+
+def _undeclared(case: "Case[Any]", answer: Response) -> str | None:
+    """Return what is wrong with a refusal's reason: that it is declared is more than Schemathesis asks."""
+    if answer.headers.get("content-type") != ["application/problem+json"]:
+        return None
+    path = case.operation.path
+    return undeclared(case.method, path, answer.status_code, answer.json()["reason"])

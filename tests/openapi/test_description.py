@@ -8,6 +8,8 @@ from typing import Any
 import jsonschema
 import pytest
 
+from app.api.reasons import NOT_STARTED, WORDS
+from app.api.schemas import Problem
 from app.ids import new_id
 from app.secrets import Keyring
 from app.webhooks.message import new_secret
@@ -73,9 +75,13 @@ def test_an_operation_says_all_of_itself(label: str, operation: Json) -> None:
     assert needed <= set(answers)
     for status, answer in answers.items():
         if int(status) >= 400:
-            assert answer["content"] == {
-                "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
-            }
+            ((media, content),) = answer["content"].items()
+            assert (media, content["schema"]) == ("application/problem+json", {"$ref": "#/components/schemas/Problem"})
+            assert content["examples"]
+            for reason, example in content["examples"].items():
+                problem = IT["components"]["examples"][example["$ref"].rpartition("/")[2]]["value"]
+                assert (problem["reason"], str(problem["status"])) == (reason, status)
+                assert f"`{reason}`" in answer["description"]
     assert "WWW-Authenticate" in answers.get("401", {"headers": ["WWW-Authenticate"]})["headers"]
     assert "Retry-After" in answers["503"]["headers"]
     once = any(p["name"] == "Idempotency-Key" for p in operation.get("parameters", []))
@@ -122,6 +128,13 @@ def test_bodies_and_answers_have_examples_that_fit() -> None:
 
 
 CREDENTIALS = re.compile(r"slp_[\w-]{20,}|slr\.run_\w+\.|whsec_[\w+/=]{20,}|eyJ[\w-]{16,}|://[^/@]+:[^/@]+@")
+
+
+def test_every_reason_is_one_of_an_operation_and_of_the_schema() -> None:
+    problems = {e["value"]["reason"]: e["value"] for e in IT["components"]["examples"].values()}
+    assert set(problems) == {*WORDS, *NOT_STARTED}
+    for problem in problems.values():
+        assert Problem.model_validate(problem).model_dump() == problem
 
 
 def test_no_example_holds_a_secret() -> None:

@@ -36,6 +36,7 @@ from app.queue import Job, queries
 from app.secrets import make_keys
 from app.services.sleep_wake import WakeFailed
 from app.settings import Settings
+from tests.support import declared
 from tests.support.builder import Builder
 from tests.support.machines import Machine, Unit
 from tests.support.platform import NAME, Yard
@@ -258,7 +259,8 @@ def client(app: FastAPI, key: str | None) -> httpx.AsyncClient:
     """Return a caller of the app, as a load balancer in front of it would be."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url=API, headers=headers, timeout=30)
+    hooks = {"response": [declared.check]}
+    return httpx.AsyncClient(transport=transport, base_url=API, headers=headers, timeout=30, event_hooks=hooks)
 
 
 def test_settings(database_url: str, home: Path, **changes: Any) -> Settings:
