@@ -26,6 +26,7 @@ from sqlalchemy import select
 from app import db
 from app.builds import complete, report, submit
 from app.builds.caller import Caller
+from app.builds.completion import Completion
 from app.embedded.binaries import installed
 from app.embedded.postgres import EmbeddedPostgres
 from app.main import ensure_key, open_context
@@ -284,7 +285,7 @@ async def _in_process(url: str, home: Path) -> float:
             orders = await report.claim(context, Caller(row["run_id"], row["key_id"]), "i")
             repository = orders["image"]["repository"]
             template.put(repository)
-            completion = complete.Completion.model_validate(template.completion(repository, row["source_digest"]))
+            completion = Completion.model_validate(template.completion(repository, row["source_digest"]))
             await complete.complete(context, Caller(row["run_id"], row["key_id"]), "msg_1", completion)
 
         await drive(connection, start, finish, 50)

@@ -21,7 +21,7 @@ from app.api.problems import document
 from app.api.reasons import DECLARED, MEDIA_TYPE, words
 from app.api.runs import Lines
 from app.api.schemas import BuildEnd
-from app.builds.complete import Completion
+from app.builds.completion import Completion
 
 Json = dict[str, Any]
 

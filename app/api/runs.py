@@ -12,7 +12,7 @@ from app.api.deps import Ctx, Db, Token, read_body
 from app.api.problems import from_validation
 from app.api.reasons import responses
 from app.api.schemas import Answer
-from app.builds import complete, report
+from app.builds import complete, completion, report
 from app.builds.caller import Caller, authenticate
 from app.fields import Int, Received
 from app.models import Run
@@ -158,9 +158,9 @@ async def complete_run(
 ) -> CompletionAnswer:
     """Take the builder's last word: signed, once, and checked against the registry."""
     raw = await read_body(request, context.settings.max_completion_bytes, "a completion")
-    complete.verify_signature(token, webhook_id, webhook_timestamp, webhook_signature, raw)
-    completion = _parse(complete.Completion, raw)
-    return CompletionAnswer(**await complete.complete(context, caller, webhook_id, completion))
+    completion.verify_signature(token, webhook_id, webhook_timestamp, webhook_signature, raw)
+    said = _parse(completion.Completion, raw)
+    return CompletionAnswer(**await complete.complete(context, caller, webhook_id, said))
 
 
 def _parse(model: type[M], raw: bytes) -> M:

@@ -6,8 +6,8 @@
 2. ``dispatch`` takes a free slot, writes the run, launches a builder under the run's name: *dispatching*, then *building*.
    ``targets`` says on which platforms and in which regions, ``launch`` goes through the regions.
 3. ``report`` hears the builder while it works: claim, logs, heartbeats, push grant. ``complete`` takes its signed last
-   word: the image is checked in the registry, and artifact and next job are one transaction: *promoting*, or *succeeded*
-   without a service.
+   word, a ``completion``: the image is checked in the registry, and artifact and next job are one transaction: *promoting*,
+   or *succeeded* without a service.
 4. ``app.services.promote`` brings the release up, gates it and switches over: *succeeded*.
 5. ``cleanup`` removes the builder's machine. ``cancel`` ends a build that nobody wants any more.
 6. What time and crashes leave behind: ``reconcile`` gives quiet rows their jobs again, ``look_after`` and ``sweep`` compare rows

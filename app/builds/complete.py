@@ -1,23 +1,18 @@
 """The builder's last word: a signed completion, checked against the registry, that ends its run and moves its build on."""
 
 import asyncio
-import base64
-import hashlib
-import hmac
-import time
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import structlog
-from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from app import faults, logs, metrics, sql, store
 from app.builds import cache, reuse, slots
 from app.builds.caller import Caller
+from app.builds.completion import Completion, sbom, verdict
 from app.builds.ending import ANOTHER_TRY, end_run, go_on, lock_all, look, requeue
 from app.context import Context
 from app.db import transaction
-from app.errors import conflict, invalid, unauthorized, unavailable
-from app.fields import Int, Received
+from app.errors import conflict, unavailable
 from app.ids import new_id
 from app.images.errors import ImageInvalid, ImageNotFound, RegistryError
 from app.images.inspect import ImageInfo, check_runnable
@@ -27,104 +22,7 @@ from app.sql import Session
 
 log = structlog.get_logger()
 
-SKEW_SECONDS = 300
 INSPECT_SECONDS = 60
-BUILDER_REASONS = frozenset(
-    {
-        Reason.SOURCE_FETCH,
-        Reason.SOURCE_INVALID,
-        Reason.SOURCE_REJECTED,
-        Reason.NOT_A_PROGRAM,
-        Reason.TOOLCHAIN_MISMATCH,
-        Reason.COMPILE_ERROR,
-        Reason.OUT_OF_MEMORY,
-        Reason.PUSH_FAILED,
-        Reason.REGISTRY_UNAVAILABLE,
-        Reason.TIMEOUT,
-        Reason.INTERNAL_ERROR,
-    }
-)
-
-
-class Lenient(Received):
-    """From a builder: fields that we don't know yet are ignored, so that a newer builder can talk to us."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-
-def _without_nul(value: object) -> object:
-    """What a compiler prints may hold NUL, which PostgreSQL takes neither as text nor in JSON."""
-    return value.replace("\x00", "�") if isinstance(value, str) else value
-
-
-Text = Annotated[str, BeforeValidator(_without_nul)]
-Count = Annotated[Int, Field(ge=0, le=2**53)]
-
-
-class BuiltImage(Lenient):
-    """Where the image was pushed."""
-
-    repository: Text = Field(max_length=255)
-    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-    size: Count
-
-
-class BuiltSource(Lenient):
-    """What was really built."""
-
-    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-    commit: str | None = Field(None, pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")
-
-
-class Diagnostic(Lenient):
-    """One message of the compiler."""
-
-    file: Text = Field("", max_length=1024)
-    line: Count | None = None
-    column: Count | None = None
-    message: Text = Field(max_length=4096)
-
-
-class Module(Lenient):
-    """One module that was compiled in."""
-
-    path: Text = Field(max_length=1024)
-    version: Text = Field("", max_length=256)
-    sum: Text | None = Field(None, max_length=256)
-
-
-class Completion(Lenient):
-    """A builder's last word."""
-
-    instance: str = Field(min_length=1, max_length=128)
-    status: Literal["succeeded", "failed"]
-    reason: str | None = Field(None, max_length=64)
-    message: Text | None = Field(None, max_length=16384)
-    exit_code: Annotated[Int, Field(ge=-(2**31), lt=2**31)] | None = None
-    image: BuiltImage | None = None
-    source: BuiltSource | None = None
-    toolchain: dict[Text, Text] = Field(default_factory=dict)
-    isolation: Literal["netns", "goproxy_off", "none"] | None = None
-    modules: list[Module] = Field(default_factory=list, max_length=2000)
-    diagnostics: list[Diagnostic] = Field(default_factory=list, max_length=200)
-    timings: dict[Text, FiniteFloat] = Field(default_factory=dict)
-
-
-def verify_signature(token: str, message_id: str, timestamp: str, signature: str, body: bytes) -> None:
-    """Check a completion's Standard Webhooks signature; 401 when it isn't good or its time is off.
-
-    https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
-    """
-    try:
-        skew = abs(time.time() - int(timestamp))
-    except ValueError:
-        raise unauthorized("webhook-timestamp must be Unix seconds.") from None
-    if skew > SKEW_SECONDS:
-        raise unauthorized(f"webhook-timestamp is {skew:.0f} seconds off; at most {SKEW_SECONDS} are taken.")
-    signed = f"{message_id}.{timestamp}.".encode() + body
-    good = "v1," + base64.b64encode(hmac.digest(token.encode(), signed, hashlib.sha256)).decode()
-    if not any(hmac.compare_digest(good.encode(), s.encode()) for s in signature.split()):
-        raise unauthorized("webhook-signature does not match.")
 
 
 async def complete(context: Context, caller: Caller, message_id: str, completion: Completion) -> dict[str, Any]:
@@ -141,7 +39,7 @@ async def complete(context: Context, caller: Caller, message_id: str, completion
         return answer
     if run.instance != completion.instance:
         raise conflict("run_not_yours", f"Run {run.id} is held by another instance.")
-    reason, message, info = _verdict(completion), completion.message, None
+    reason, message, info = verdict(completion), completion.message, None
     if completion.status == "succeeded":
         info, problem = await _inspect(context, build, run, completion)
         if problem:
@@ -176,18 +74,6 @@ def _known_answer(run: Run, message_id: str) -> dict[str, Any] | None:
     if is_terminal(run.status):
         return {"accepted": False, "build_id": run.build_id, "build_status": None}
     return None
-
-
-def _verdict(completion: Completion) -> Reason | None:
-    if completion.status == "succeeded":
-        if completion.image is None or completion.source is None:
-            raise invalid("image", "a successful completion names image and source")
-        return None
-    try:
-        reason = Reason(completion.reason or "")
-    except ValueError:
-        return Reason.INTERNAL_ERROR
-    return reason if reason in BUILDER_REASONS else Reason.INTERNAL_ERROR
 
 
 async def _inspect(
@@ -281,26 +167,3 @@ async def _failed(
         await store.fail(session, build, reason, text, diagnostics=diagnostics)
     await reuse.left(session, build)
     await slots.freed(context, session, run.platform, run.project_id)
-
-
-def sbom(completion: Completion) -> dict[str, Any]:
-    """Return the modules compiled in as CycloneDX 1.5 (https://cyclonedx.org/docs/1.5/json/)."""
-    components = [
-        {
-            "type": "library",
-            "name": m.path,
-            "version": m.version,
-            "purl": f"pkg:golang/{m.path}@{m.version}",
-        }
-        for m in completion.modules
-    ]
-    toolchain = completion.toolchain.get("go", "")
-    components.append(
-        {
-            "type": "library",
-            "name": "std",
-            "version": toolchain,
-            "purl": f"pkg:golang/std@{toolchain.removeprefix('go')}",
-        }
-    )
-    return {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "components": components}
