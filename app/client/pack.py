@@ -9,6 +9,7 @@ import os
 import stat
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,19 +125,25 @@ def pack(found: list[File], *, check: bool = True) -> IO[bytes]:
     ``check`` False: this one takes more.
     """
     if check and len(found) > MAX_FILES:
-        raise _too_large(found, f"{len(found):,} files; at most {MAX_FILES:,} are taken")
+        tops = Counter(f.name.partition("/")[0] for f in found).most_common(SHOWN)
+        most = [f"{count:>10,} files  {name}" for name, count in tops]
+        raise _too_much(f"{len(found):,} files; at most {MAX_FILES:,} are taken. Most are in", most)
     if check and (total := sum(f.size for f in found)) > MAX_UNPACKED:
-        raise _too_large(found, f"{_mib(total)}; at most {_mib(MAX_UNPACKED)} are taken")
+        raise _too_much(f"{_mib(total)}; at most {_mib(MAX_UNPACKED)} are taken. The largest files", _largest(found))
     archive = tempfile.TemporaryFile(prefix="slipway-")  # noqa: SIM115 - the caller closes it
-    with (
-        gzip.GzipFile("", "wb", compresslevel=6, fileobj=archive, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for file in found:
-            _add(tar, file)
-    if check and (size := archive.tell()) > MAX_PACKED:
+    try:
+        with (
+            gzip.GzipFile("", "wb", compresslevel=6, fileobj=archive, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for file in found:
+                _add(tar, file)
+        if check and (size := archive.tell()) > MAX_PACKED:
+            what = f"{_mib(size)} packed; at most {_mib(MAX_PACKED)} are taken. The largest files"
+            raise _too_much(what, _largest(found))
+    except BaseException:
         archive.close()
-        raise _too_large(found, f"{_mib(size)} packed; at most {_mib(MAX_PACKED)} are taken")
+        raise
     return archive
 
 
@@ -151,11 +158,13 @@ def _add(tar: tarfile.TarFile, file: File) -> None:
         raise usage(f"{file.name} can't be read, or changed while it was: {e.strerror or e}") from e
 
 
-def _too_large(found: list[File], what: str) -> Failed:
-    largest = sorted(found, key=lambda f: -f.size)[:SHOWN]
-    lines = "".join(f"\n  {_mib(f.size):>10}  {f.name}" for f in largest)
+def _largest(found: list[File]) -> list[str]:
+    return [f"{_mib(f.size):>10}  {f.name}" for f in sorted(found, key=lambda f: -f.size)[:SHOWN]]
+
+
+def _too_much(what: str, lines: list[str]) -> Failed:
     advice = "Name what the build does not need in .gitignore; --large sends it all to an installation that takes more."
-    return usage(f"this is too much to send: {what}. The largest files:{lines}", advice)
+    return usage("\n  ".join([f"this is too much to send: {what}:", *lines]), advice)
 
 
 def _mib(size: int) -> str:

@@ -16,6 +16,7 @@ ADVICE = {
     "route_not_found": "Is this the address of a Slipway, and of this version? `slipway version` tells yours.",
     "too_large": "Leave out what the build does not need: name it in .gitignore.",
     "source_not_found": "Send the source again.",
+    "platform_differs": "Move it first: `slipway migrate NAME --to PLATFORM`.",
     "unknown_host": "This is the gateway, behind which services are; the API has an address of its own.",
 }
 

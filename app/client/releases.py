@@ -39,5 +39,5 @@ def until_live(caller: Caller, name: str, release: Json) -> None:
         screen.note(f"  What was live before serves: {service['url']}")
     else:
         screen.note(f"release {number} of {name} is live on {release['platform']}", "bold green")
-        screen.text(service["url"] or name)
+        screen.address(service["url"] or name)
     raise SystemExit(code_of(release["failure"]) if release["status"] == "failed" else Code.OK)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
@@ -48,6 +49,13 @@ class Screen:
         """Print a result."""
         self.out.print(Text(clean(text), style), soft_wrap=True)
         self.out.file.flush()
+
+    def address(self, url: str) -> None:
+        """Print where a service is, and how to get there from a system that does not resolve ``*.localhost``."""
+        parts = urlsplit(url)
+        if (parts.hostname or "").endswith(".localhost"):
+            self.note(f"curl -H 'Host: {parts.netloc}' http://127.0.0.1:{parts.port or 80}/", "dim")
+        self.text(url)
 
     def note(self, text: str, style: str = "") -> None:
         """Say something on the way, or about the result; not with ``--json``."""

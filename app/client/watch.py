@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from rich.text import Text
 
@@ -150,10 +149,10 @@ def _succeeded(screen: Screen, build: Json) -> None:
         screen.note(f"warning: {warning}", "yellow")
     if artifact:
         screen.note(f"image {artifact['digest']}, {artifact['size_bytes']:,} bytes")
-    url = urlsplit(build["url"] or "")
-    if (url.hostname or "").endswith(".localhost"):  # not every system resolves it
-        screen.note(f"curl -H 'Host: {url.netloc}' http://127.0.0.1:{url.port or 80}/", "dim")
-    screen.text(build["url"] or build["id"])
+    if build["url"]:
+        screen.address(build["url"])
+    else:
+        screen.text(build["id"])
 
 
 def _failed(screen: Screen, build: Json, folder: str) -> None:

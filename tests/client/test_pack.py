@@ -103,6 +103,11 @@ def test_what_can_not_be_sent_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / os.fsdecode(b"odd\xff")).write_text("x")
     assert r"'odd\udcff' is no name in UTF-8" in refusal(tmp_path)
     (tmp_path / os.fsdecode(b"odd\xff")).unlink()
+    found = pack.files(tmp_path)
+    (tmp_path / "main.go").unlink()
+    with pytest.raises(Failed, match=r"main.go can't be read, or changed"):
+        pack.pack(found)
+    (tmp_path / "main.go").write_text("x")
     with monkeypatch.context() as patch:
         patch.setattr(pack, "MAX_UNPACKED", 3005)
         assert "The largest files:\n     0.0 MiB  data/big.bin" in refusal(tmp_path)
@@ -111,7 +116,7 @@ def test_what_can_not_be_sent_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         patch.setattr(pack, "MAX_PACKED", 20)
         assert "packed; at most" in refusal(tmp_path)
         patch.setattr(pack, "MAX_FILES", 2)
-        assert "3 files; at most 2" in refusal(tmp_path)
+        assert "3 files; at most 2 are taken. Most are in:\n           2 files  data\n" in refusal(tmp_path)
 
 
 def test_the_limits_are_those_of_an_installation_that_was_not_told_otherwise() -> None:
