@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.stamp
 CORES  := $(shell nproc 2>/dev/null || echo 2)
 MAKEFLAGS += --no-print-directory
+# Most of what takes time here is the start of programs, and that takes half as long again where nothing compiled is kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo serve test test-full coverage check format openapi bench lock clean
 .DEFAULT_GOAL := help
