@@ -28,7 +28,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -37,6 +37,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from app.imitations.contracts import Amendments, Contract, Exchange, load
+from app.imitations.edge import Edge
 from app.imitations.lossy import ROUTE, swallow
 from app.imitations.programs import Running
 from app.imitations.server import serving
@@ -103,6 +104,16 @@ class Seen:
     body: bytes = field(repr=False)
 
 
+class Machines(Protocol):
+    """The machines of a stand-in; they start while ``released`` is set."""
+
+    released: asyncio.Event
+
+    async def aclose(self) -> None:
+        """End all that runs."""
+        ...
+
+
 class Imitation:
     """One platform's stand-in. An async context manager: ``url`` is there inside of it.
 
@@ -110,6 +121,8 @@ class Imitation:
     faster than there the minutes pass after which an idle service is put to sleep; 0: only ``idle_pass`` does it.
     """
 
+    host: Machines
+    """Where its machines are."""
     name: ClassVar[str]
     contract_file: ClassVar[str]
     amendments: ClassVar[Amendments] = Amendments()
@@ -130,6 +143,8 @@ class Imitation:
         self.contract: Contract = load(contracts, self.contract_file, self.amendments)
         self.requests: list[Seen] = []
         self.url = ""
+        self.edge = Edge(self.pick)
+        self.edge_url = ""
         self._port = port
         self._speed = speed
         self._builder_env = dict(builder_env or {})
@@ -141,8 +156,9 @@ class Imitation:
         """Return the API; see ``route``."""
         raise NotImplementedError
 
-    async def opened(self, stack: AsyncExitStack) -> None:
-        """Start what else there is, once the API is served; what is pushed to ``stack`` ends with it."""
+    async def pick(self, label: str) -> str | None:
+        """Return where the edge sends a request for this name, after waking it if need be; None when nothing listens."""
+        raise NotImplementedError
 
     @property
     def things(self) -> list[str]:
@@ -163,7 +179,10 @@ class Imitation:
             self.url = await stack.enter_async_context(
                 serving(Starlette(routes=[*own, *self.routes()]), port=self._port)
             )
-            await self.opened(stack)
+            self.host.released.set()
+            stack.push_async_callback(self.host.aclose)
+            stack.push_async_callback(self.edge.aclose)
+            self.edge_url = await stack.enter_async_context(serving(self.edge))
             if self._speed:
                 resting = asyncio.create_task(self._rest(), name=f"{self.name} idle services")
                 stack.push_async_callback(_ended, resting)

@@ -7,7 +7,6 @@ The API is at ``url``, the registry at ``url`` too, the services behind ``edge_u
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl
@@ -23,10 +22,8 @@ from app.images.registry import create_registry
 from app.images.tokens import Grants, Scope, TokenAuthority
 from app.imitations.base import Fault, Imitation, Refused
 from app.imitations.contracts import Amendments
-from app.imitations.edge import Edge
 from app.imitations.fly_machines import App, Host, Machine, reached
 from app.imitations.programs import Program, Running, pull
-from app.imitations.server import serving
 
 ORG = "personal"
 TOKEN = "fm2_imitation"  # noqa: S105 - opens nothing but this stand-in
@@ -95,23 +92,17 @@ class FlyImitation(Imitation):
         *,
         builder: Sequence[str],
         builder_image: str,
-        builder_env: Mapping[str, str] | None = None,
-        contracts: Path | None = None,
-        port: int = 0,
-        speed: float = 0.0,
         token: str = TOKEN,
         page: int = 1000,
+        **options: Any,
     ) -> None:
-        super().__init__(folder, contracts=contracts, port=port, speed=speed, builder_env=builder_env)
+        super().__init__(folder, **options)
         self.apps: dict[str, App] = {}
         self.foreign: set[str] = set()
         """Names of apps that belong to somebody else."""
-        self.host = Host(quirk=self.quirk, builder=builder, outfit=self.outfit)
-        self.host.released.set()
+        self.host: Host = Host(quirk=self.quirk, builder=builder, outfit=self.outfit)
         self.token = token
         self.builder_image = builder_image
-        self.edge = Edge(self.pick)
-        self.edge_url = ""
         self._page = page
         self._authority = TokenAuthority([b"the imitation's key: 32 bytes long"])
 
@@ -147,12 +138,6 @@ class FlyImitation(Imitation):
     async def rest(self, speed: float) -> None:
         """Be the proxy that looks every few minutes (fly.md §6)."""
         await self.idle_pass(IDLE_SECONDS / speed)
-
-    async def opened(self, stack: AsyncExitStack) -> None:
-        """See ``Imitation``."""
-        stack.push_async_callback(self.host.aclose)
-        stack.push_async_callback(self.edge.aclose)
-        self.edge_url = await stack.enter_async_context(serving(self.edge))
 
     def routes(self) -> Sequence[BaseRoute]:
         """See ``Imitation``."""

@@ -8,7 +8,6 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,10 +21,8 @@ from app.images.client import Registry
 from app.images.errors import RegistryDenied
 from app.images.reference import parse_reference
 from app.imitations.base import Fault, Imitation, Refused
-from app.imitations.edge import Edge
 from app.imitations.koyeb_machines import OPEN, App, Deployment, Host, Instance, Service, new_id, now
 from app.imitations.programs import Line, Program, Running, pull
-from app.imitations.server import serving
 
 TOKEN = "koyeb-imitation"  # noqa: S105 - opens nothing but this stand-in
 ORGANIZATION = "0b3c2f9e-1f8d-4f6e-9a52-6d1f0a7f4c11"
@@ -92,30 +89,24 @@ class KoyebImitation(Imitation):
         *,
         builder: Sequence[str],
         builder_image: str,
-        builder_env: Mapping[str, str] | None = None,
-        contracts: Path | None = None,
-        port: int = 0,
-        speed: float = 0.0,
         token: str = TOKEN,
         health_seconds: float = 10.0,
+        **options: Any,
     ) -> None:
-        super().__init__(folder, contracts=contracts, port=port, speed=speed, builder_env=builder_env)
+        super().__init__(folder, **options)
         self.apps: dict[str, App] = {}
         self.secrets: dict[str, dict[str, Any]] = {}
-        self.host = Host(
+        self.host: Host = Host(
             folder=folder / "instances",
             pull=self._pull,
             secrets=self._secret_value,
             outfit=self.outfit,
             health_seconds=health_seconds,
         )
-        self.host.released.set()
         self.token = token
         self.builder_image = builder_image
         self._builder = tuple(builder)
         self._gone: dict[str, Service] = {}
-        self.edge = Edge(self.pick)
-        self.edge_url = ""
 
     service_url: ClassVar[str] = "http://{domain}"
 
@@ -139,12 +130,6 @@ class KoyebImitation(Imitation):
     async def rest(self, speed: float) -> None:
         """Put to sleep after the delay that each service asks for (koyeb.md §5)."""
         await self.idle_pass(None, speed=speed)
-
-    async def opened(self, stack: AsyncExitStack) -> None:
-        """See ``Imitation``."""
-        stack.push_async_callback(self.host.aclose)
-        stack.push_async_callback(self.edge.aclose)
-        self.edge_url = await stack.enter_async_context(serving(self.edge))
 
     def routes(self) -> Sequence[BaseRoute]:
         """See ``Imitation``; a path outside of /v1 is the web console (koyeb.md §2)."""

@@ -9,7 +9,6 @@ import contextlib
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,10 +21,8 @@ from app.images.errors import RegistryError
 from app.images.reference import parse_reference
 from app.imitations.base import Fault, Handler, Imitation, Refused
 from app.imitations.contracts import Amendments
-from app.imitations.edge import Edge
 from app.imitations.northflank_workloads import Host, Job, Run, Service
 from app.imitations.programs import Line, Program, Running, pull
-from app.imitations.server import serving
 
 PROJECT = "agents"
 TOKEN = "nf-imitation"  # noqa: S105 - opens nothing but this stand-in
@@ -100,18 +97,15 @@ class NorthflankImitation(Imitation):
         *,
         builder: Sequence[str],
         builder_image: str,
-        builder_env: Mapping[str, str] | None = None,
         registries: Mapping[str, str] | None = None,
-        contracts: Path | None = None,
-        port: int = 0,
-        speed: float = 0.0,
         token: str = TOKEN,
         projects: Sequence[str] = (PROJECT,),
         page: int = 100,
         hourly: int = 1_000_000,
         june: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(folder, contracts=contracts, port=port, speed=speed, builder_env=builder_env)
+        super().__init__(folder, **options)
         self.builder = builder
         self.builder_image = builder_image
         self.registries = dict(registries or {})
@@ -120,10 +114,7 @@ class NorthflankImitation(Imitation):
         self.services: dict[tuple[str, str], Service] = {}
         self.secrets: dict[tuple[str, str], dict[str, Any]] = {}
         self.credentials: dict[str, dict[str, Any]] = {}
-        self.host = Host(folder=folder / "containers", outfit=self.outfit)
-        self.host.released.set()
-        self.edge = Edge(self.pick)
-        self.edge_url = ""
+        self.host: Host = Host(folder=folder / "containers", outfit=self.outfit)
         self.started: list[Run] = []
         """All runs there have been."""
         self.june = june
@@ -153,12 +144,6 @@ class NorthflankImitation(Imitation):
     def programs(self) -> list[Running]:
         """See ``Imitation``."""
         return [running for running in self.host.live if running.code is None]
-
-    async def opened(self, stack: AsyncExitStack) -> None:
-        """See ``Imitation``."""
-        stack.push_async_callback(self.host.aclose)
-        stack.push_async_callback(self.edge.aclose)
-        self.edge_url = await stack.enter_async_context(serving(self.edge))
 
     def routes(self) -> Sequence[BaseRoute]:
         """See ``Imitation``. Each path is there for teams, too, which the contract's file leaves out (northflank.md §2)."""

@@ -7,7 +7,6 @@ The endpoint is ``api_url``; services are behind ``edge_url`` by host name ``<la
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,10 +19,8 @@ from app.images.errors import ImageInvalid, ImageNotFound, RegistryDenied, Regis
 from app.images.reference import parse_reference
 from app.imitations import graphql
 from app.imitations.base import Fault, Imitation, Refused
-from app.imitations.edge import Edge
 from app.imitations.programs import Program, Running, pull
 from app.imitations.railway_host import OVER, PENDING, Deployment, Host, Service, domain_of, new_id
-from app.imitations.server import serving
 
 TOKEN = "railway-imitation"  # noqa: S105 - opens nothing but this stand-in
 MAX_NAME = 32
@@ -86,25 +83,20 @@ class RailwayImitation(Imitation):
         *,
         builder: Sequence[str],
         builder_image: str,
-        builder_env: Mapping[str, str] | None = None,
         registries: Mapping[str, str] | None = None,
         contracts: Path | None = None,
-        port: int = 0,
-        speed: float = 0.0,
         token: str = TOKEN,
         page: int = 100,
+        **options: Any,
     ) -> None:
-        super().__init__(folder, port=port, speed=speed, builder_env=builder_env)
+        super().__init__(folder, **options)
         self.contract = graphql.load(contracts, self.contract_file)
         self.projects = {"project-services": "environment-services", "project-builders": "environment-builders"}
         self.services: dict[str, Service] = {}
-        self.host = Host(pull=self._pull, services=self.services, outfit=self.outfit)
-        self.host.released.set()
+        self.host: Host = Host(pull=self._pull, services=self.services, outfit=self.outfit)
         self.token = token
         self.builder = tuple(builder)
         self.builder_image = builder_image
-        self.edge = Edge(self.pick)
-        self.edge_url = ""
         self._registries = registries or {}
         self._page = page
         self._deleted: list[Service] = []
@@ -137,12 +129,6 @@ class RailwayImitation(Imitation):
     async def rest(self, speed: float) -> None:
         """Let ten minutes without packets pass (railway.md §5.3)."""
         await self.idle_pass(IDLE_SECONDS / speed)
-
-    async def opened(self, stack: AsyncExitStack) -> None:
-        """See ``Imitation``."""
-        stack.push_async_callback(self.host.aclose)
-        stack.push_async_callback(self.edge.aclose)
-        self.edge_url = await stack.enter_async_context(serving(self.edge))
 
     def routes(self) -> Sequence[BaseRoute]:
         """See ``Imitation``; an operation is called by its first root field."""
