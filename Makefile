@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.stamp
 CORES  := $(shell nproc 2>/dev/null || echo 2)
+# Half as many again as there are cores: tests wait for programs that they started, and a third of two cores was idle.
+JOBS   := $(shell expr $(CORES) \* 3 / 2)
 MAKEFLAGS += --no-print-directory
 # Most of what takes time here is the start of programs, and that takes half as long again where nothing compiled is kept.
 unexport PYTHONDONTWRITEBYTECODE
@@ -30,13 +32,13 @@ serve: setup     ## API, gateway and worker on this machine, until you stop it
 	@$(BIN)/slipway serve
 
 test: setup      ## all tests but the volume ones
-	@$(BIN)/python -m pytest -n $(CORES) --dist worksteal -m "not volume" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not volume" $(PYTEST_ARGS)
 
 test-full: setup ## all tests, volume included
-	@$(BIN)/python -m pytest -n $(CORES) --dist worksteal $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 coverage: setup  ## all tests but the volume ones, measured; fails under 90 %
-	@$(BIN)/python -m pytest -n $(CORES) --dist worksteal -m "not volume" --cov --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not volume" --cov --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
 
 check: setup     ## lint, format, types, import contracts
 	@$(BIN)/ruff check .
