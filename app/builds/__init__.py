@@ -4,7 +4,8 @@
    platforms can do, ``sources`` keeps what ``archives`` has packed or read, ``cache`` and ``reuse`` see whether there is an
    image already; ``batch`` does it for many at once.
 2. ``dispatch`` takes a free slot, writes the run, launches a builder under the run's name: *dispatching*, then *building*.
-   ``targets`` says on which platforms and in which regions, ``launch`` goes through the regions.
+   ``slots`` says whose turn it is, ``targets`` on which platforms and in which regions; ``launch`` goes through the regions,
+   and ``launched`` records what came of it.
 3. ``report`` hears the builder while it works: claim, logs, heartbeats, push grant. ``complete`` takes its signed last
    word, a ``completion``: the image is checked in the registry, and artifact and next job are one transaction: *promoting*,
    or *succeeded* without a service.

@@ -1,4 +1,4 @@
-"""Launch a builder: take a slot, write the run, call the platform, record what came of it.
+"""Launch a builder: take a slot, write the run, call the platform; ``launched`` records what came of it.
 
 The run is committed before the call and its name is the call's key, so a crash anywhere leaves at most one machine, whose
 name we know. The completion may arrive before the launch call has returned: the handle is recorded whatever the status is then.
@@ -6,26 +6,23 @@ name we know. The completion may arrive before the launch call has returned: the
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict
+from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
 
 import structlog
 from sqlalchemy import func, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import breaker, faults, logs, outbox, queue, sql, store, tracing
-from app.builds import reuse, slots, targets
-from app.builds.ending import end_run, lock, requeue
+from app import breaker, faults, logs, sql, store, tracing
+from app.builds import slots, targets
 from app.builds.launch import Launch, somewhere
+from app.builds.launched import again, give_up, record
 from app.context import Context
 from app.db import transaction
 from app.ids import new_id, remote_name
 from app.lifecycle import BuildStatus, Reason, RunStatus
 from app.models import Build, Run
 from app.platforms.base import (
-    Launched,
     Misconfigured,
     NoCapacity,
     PlatformError,
@@ -34,7 +31,7 @@ from app.platforms.base import (
     Transient,
     Unsupported,
 )
-from app.sql import NOW, Expression, Session, after
+from app.sql import Expression, Session, after
 
 log = structlog.get_logger()
 
@@ -44,7 +41,6 @@ LAUNCH_TRIES = 5
 CLAIM_SECONDS = 20
 """For how long a launch belongs to whoever began it, unless renewed: until the build's ``next_check_at``."""
 RENEW_SECONDS = 5.0
-RUNNING_CHECK_SECONDS = 15
 MISCONFIGURED_SECONDS = 60
 PATIENCE_SECONDS = 30
 """A request budget that is empty for longer is no room: the build must not hold its slot until there is more."""
@@ -86,8 +82,7 @@ async def _in_turn(context: Context, build_id: str) -> tuple[Build | None, Launc
                 return None, None
             if build.status == BuildStatus.QUEUED and chosen.id != build.id and build.next_check_at is not None:
                 # Another's turn: this one's nudge is used up, so unless it is held it gets one more, to be launched or held.
-                host_bound = context.catalog.host_bound(build.builder_platform)
-                outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, once=False))
+                slots.ask(context, session, build.id, build.builder_platform)
             build, launch = chosen, await _claim(context, session, chosen)
     return build, launch
 
@@ -100,7 +95,7 @@ async def _claim(context: Context, session: Session, build: Build) -> Launch | N
     """
     host_bound = context.catalog.host_bound(build.builder_platform)
     if host_bound and context.catalog.usable(host_bound) and context.platform(host_bound) is None:
-        outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, once=False))
+        slots.ask(context, session, build.id, build.builder_platform)
         return None
     regions, seen = await targets.admitted(context, session, build)
     if not regions:
@@ -189,102 +184,30 @@ async def _launch(context: Context, build: Build, launch: Launch) -> None:
     platform = context.platform(run.platform)
     if platform is None or platform.builders is None:
         message = f"{run.platform} is not offered any more"
-        await _give_up(context, build, run, Reason.PLATFORM_MISCONFIGURED, message, MISCONFIGURED_SECONDS)
+        await give_up(context, build, run, Reason.PLATFORM_MISCONFIGURED, message, MISCONFIGURED_SECONDS)
         return
     if run.launch_tries > LAUNCH_TRIES:
         message = f"The launch on {run.platform} was tried {LAUNCH_TRIES} times without an answer."
-        await _give_up(context, build, run, Reason.BUILDER_LOST, message, 5)
+        await give_up(context, build, run, Reason.BUILDER_LOST, message, 5)
         return
     try:
         launched = await somewhere(context, platform, platform.builders, build, launch, LAUNCH_SECONDS)
     except (Rejected, Unsupported) as e:
-        await _give_up(context, build, run, Reason.PLATFORM_REJECTED, str(e), None)
+        await give_up(context, build, run, Reason.PLATFORM_REJECTED, str(e), None)
     except NoCapacity:
-        await _give_up(context, build, run, Reason.NO_CAPACITY, targets.story(launch.full), 0, launch.full)
+        await give_up(context, build, run, Reason.NO_CAPACITY, targets.story(launch.full), 0, launch.full)
     except Misconfigured as e:
         log.error("platform misconfigured", platform=run.platform, error=str(e))
-        await _give_up(context, build, run, Reason.PLATFORM_MISCONFIGURED, str(e), MISCONFIGURED_SECONDS)
+        await give_up(context, build, run, Reason.PLATFORM_MISCONFIGURED, str(e), MISCONFIGURED_SECONDS)
     except (PlatformError, TimeoutError) as e:
         if isinstance(e, RateLimited) and (e.retry_after or 0) > PATIENCE_SECONDS:
-            await _give_up(context, build, run, Reason.NO_CAPACITY, str(e), e.retry_after, launch.full)
+            await give_up(context, build, run, Reason.NO_CAPACITY, str(e), e.retry_after, launch.full)
             return
         # The outcome is unknown: the same run, under the same name, is tried again and finds what is there.
         wait = e.retry_after if isinstance(e, Transient) and e.retry_after else min(2.0**run.launch_tries, 60)
         log.warning("launch will be tried again", error=str(e) or type(e).__name__, seconds=wait)
-        await _again(context, build, wait)
+        await again(context, build, wait)
     else:
         faults.at("dispatch.launched")
-        await _record(context, build, launch, launched)
+        await record(context, build, launch, launched)
         faults.at("dispatch.recorded")
-
-
-async def _record(context: Context, build: Build, launch: Launch, launched: Launched) -> None:
-    run = launch.run
-    tried: dict[str, Any] = {"tried": targets.together(build.tried, launch.full)} if launch.full else {}
-    found = {
-        "handle": launched.handle,
-        "region": launched.region,
-        "effective": asdict(launched.effective),
-        "launched_at": NOW,
-        "cleaned_at": None,  # whatever a clean-up saw, it was before this
-        "next_check_at": after(RUNNING_CHECK_SECONDS),
-    }
-    try:
-        async with transaction(context.pool) as session:
-            # Build before run, as everywhere.
-            mine, open_still = Expression("attempt = ?", (run.attempt,)), Expression("finished_at is null")
-            await store.move(
-                session, build, BuildStatus.BUILDING, where=(mine,), along=True, next_check_at=None, **tried
-            )
-            outbox.write_along(session, Run, {"id": run.id}, (open_still,), found)
-    except outbox.LostError:
-        await _record_late(context, run, found)
-
-
-async def _record_late(context: Context, run: Run, found: dict[str, Any]) -> None:
-    """Record the machine of a run whose builder's own claim was faster, or whose build is over."""
-    async with transaction(context.pool) as session:
-        # Whatever the status is by now: without its handle the machine is harder to clean up.
-        recorded = await sql.update(session, Run, {"id": run.id}, returning=("finished_at",), **found)
-        if recorded is not None and recorded["finished_at"] is not None:
-            # Over before the handle was known: the clean-up may have run too early.
-            host_bound = context.catalog.host_bound(run.platform)
-            outbox.enqueue(session, queue.Nudge(queue.Job.CLEANUP, run.id, 1, host_bound=host_bound))
-
-
-async def _again(context: Context, build: Build, seconds: float) -> None:
-    host_bound = context.catalog.host_bound(build.builder_platform)
-    async with context.sessions.begin() as session:
-        await session.execute(
-            update(Build)
-            .where(Build.id == build.id, Build.status == BuildStatus.DISPATCHING)
-            .values(next_check_at=func.now() + timedelta(seconds=seconds))
-        )
-        outbox.enqueue(
-            session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, delay=seconds, once=False)
-        )
-
-
-async def _give_up(
-    context: Context,
-    build: Build,
-    run: Run,
-    reason: Reason,
-    message: str,
-    retry_in: float | None,
-    tried: Sequence[targets.Note] = (),
-) -> None:
-    """End this run; queue the build again in ``retry_in`` seconds, or fail it when that is None or attempts are used up."""
-    async with transaction(context.pool) as session:
-        pair = await lock(session, run.id)
-        # Past dispatching there is a builder at work, whatever the launch came to, or the run has ended already.
-        if pair is None or pair[0].attempt != run.attempt or pair[0].status != BuildStatus.DISPATCHING:
-            return
-        current, ended = pair
-        await end_run(context, session, current, ended, RunStatus.FAILED, reason=reason, message=message)
-        if retry_in is None:
-            await store.fail(session, current, reason, message)
-        else:
-            await requeue(context, session, current, reason, message, delay=retry_in, tried=tried)
-        await reuse.left(session, current)
-        await slots.freed(context, session, run.platform, run.project_id)

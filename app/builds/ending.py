@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from app import outbox, queue, sql, store, tracing
-from app.builds import targets
+from app.builds import slots, targets
 from app.context import Context
 from app.ids import new_id
 from app.lifecycle import BuildStatus, Reason, RunStatus, is_terminal
@@ -142,6 +142,4 @@ async def requeue(
         event={"reason": reason, "message": message} | {k: v for k, v in values.items() if k == "builder_platform"},
     )
     if moved:
-        host_bound = context.catalog.host_bound(build.builder_platform)
-        nudge = queue.Nudge(queue.Job.DISPATCH, build.id, build.attempt, host_bound=host_bound, delay=delay, once=False)
-        outbox.enqueue(session, nudge)
+        slots.ask(context, session, build.id, build.builder_platform, delay=delay)

@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import faults, outbox, queue, sql, store
+from app.builds import slots
 from app.builds.ending import go_on
 from app.context import Context
 from app.db import transaction
@@ -263,7 +264,6 @@ async def _lead(context: Context, session: Session, build: Build) -> None:
             "deadline_at": after(context.settings.max_queued_seconds),
         }
         await sql.update(session, Build, {"id": build.id}, not_before=None, **wait)
-        host_bound = context.catalog.host_bound(build.builder_platform)
-        outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, once=False))
+        slots.ask(context, session, build.id, build.builder_platform)
     store.record(session, build, "build.queued", {"waited_for": build.waiting_for, "waiting_for": row["waiting_for"]})
     outbox.mark(session, "reuse.committed")

@@ -170,6 +170,12 @@ async def hold(session: Session, build_id: str) -> None:
     await sql.fetch(session, _HOLD, build_id)
 
 
+def ask(context: Context, session: Session, build_id: str, platform: str, *, delay: float = 0.0) -> None:
+    """Ask for a builder for a queued build in so many seconds; never folded into a job for it that is running."""
+    host_bound = context.catalog.host_bound(platform)
+    outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build_id, host_bound=host_bound, delay=delay, once=False))
+
+
 async def freed(context: Context, session: Session, platform: str, project_id: str) -> None:
     """Nudge who waits for the slot, in the transaction that moved a build of the project out of it.
 
@@ -178,8 +184,7 @@ async def freed(context: Context, session: Session, platform: str, project_id: s
     await sql.fetch(session, "select pg_advisory_xact_lock_shared(hashtextextended($1, 0))", f"slots:{platform}")
     others = [name for name in context.catalog.entries if name != platform]
     for held in await sql.fetch(session, _HELD, platform, project_id, others):
-        host_bound = context.catalog.host_bound(held["builder_platform"])
-        outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, held["id"], host_bound=host_bound, once=False))
+        ask(context, session, held["id"], held["builder_platform"])
 
 
 async def startable(context: Context, session: Session, platform: str) -> Sequence[str]:

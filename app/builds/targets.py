@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from app import breaker, outbox, queue, sql, store
+from app import breaker, sql, store
+from app.builds import slots
 from app.context import Context
 from app.lifecycle import Reason
 from app.models import Build
@@ -131,5 +132,4 @@ async def pass_over(context: Context, session: Session, build: Build, shut: Mapp
     )
     event = {"reason": Reason.NO_CAPACITY, "message": message, "platform": values["builder_platform"]}
     store.record(session, build, "build.passed_over", event)
-    host_bound = context.catalog.host_bound(values["builder_platform"])
-    outbox.enqueue(session, queue.Nudge(queue.Job.DISPATCH, build.id, host_bound=host_bound, delay=pause, once=False))
+    slots.ask(context, session, build.id, values["builder_platform"], delay=pause)
