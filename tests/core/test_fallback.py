@@ -330,6 +330,17 @@ async def test_a_release_waits_while_its_platform_is_left_alone(far: World) -> N
     assert await far.sql("select 1 from breaker") == []
 
 
+async def test_a_refused_release_gives_its_probe_back(far: World) -> None:
+    build = await far.built("echo")
+    for _ in range(breaker.FAILURES):
+        await breaker.failed(far.context.sessions, NAME, "north", breaker.DEPLOY, "no room")
+    await far.sql("update breaker set open_until = now()")
+    far.yard.misbehave("deploy", Rejected(NAME, "deploy", "not like this"))
+    await far.jobs()
+    assert (await now(far, build)).reason == "platform_rejected"
+    assert await far.sql("select 1 from breaker where probe_until is null")
+
+
 async def test_a_release_that_has_to_wait_for_another_gives_its_probe_back(far: World) -> None:
     _, service, _ = await far.deployed("echo")
     await far.http.patch("/v1/services/echo", json={"env": {"A": "1"}})
