@@ -83,6 +83,7 @@ def headers(quotas: Sequence[Quota]) -> dict[str, str]:
 _TODAY = "(now() at time zone 'utc')::date"
 _TOMORROW = f"ceil(extract(epoch from ({_TODAY} + 1) at time zone 'utc' - now()))::int"
 LONG_QUEUE = 1000
+"""From so many builds on a queue is not counted for each one: ten thousand take 2.6 ms, and the project's lock is held."""
 _COUNT = f"""
     insert into build_count as c (project_id, day, builds, queued, ahead) values ($1, {_TODAY}, $2, $2, $2)
     on conflict (project_id) do update set
