@@ -7,16 +7,15 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
 import psutil
 import structlog
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import SQLAlchemyError
 
-from app.db import Sessions, moment
+from app.db import DATABASE_ERRORS, Sessions, moment
 from app.models import Lease
 
 log = structlog.get_logger()
@@ -51,15 +50,35 @@ async def held(sessions: Sessions, name: str) -> AsyncIterator[None]:
     """Hold a lease while the block runs, renewing it; LeaseError when another live process holds it."""
     holder = me()
     await _take(sessions, name, holder)
-    renewer = asyncio.create_task(_renew(sessions, name, holder), name=f"lease {name}")
+    try:
+        async with renewed(f"lease {name}", lambda: _renew(sessions, name, holder)):
+            yield
+    finally:
+        with contextlib.suppress(Exception):  # the database may be gone already; the lease then ends by itself
+            async with sessions.begin() as session:
+                await session.execute(delete(Lease).where(Lease.name == name, Lease.holder == holder))
+
+
+@contextlib.asynccontextmanager
+async def renewed(
+    what: str, renew: Callable[[], Awaitable[object]], *, every: float = RENEW_SECONDS
+) -> AsyncIterator[None]:
+    """Renew a claim each ``every`` seconds while the block runs. A database that does not answer is asked again then."""
+    renewer = asyncio.create_task(_renewing(what, renew, every), name=f"renew {what}")
     try:
         yield
     finally:
         renewer.cancel()
         await asyncio.gather(renewer, return_exceptions=True)
-        with contextlib.suppress(Exception):  # the database may be gone already; the lease then ends by itself
-            async with sessions.begin() as session:
-                await session.execute(delete(Lease).where(Lease.name == name, Lease.holder == holder))
+
+
+async def _renewing(what: str, renew: Callable[[], Awaitable[object]], every: float) -> None:
+    while True:
+        await asyncio.sleep(every)
+        try:
+            await renew()
+        except DATABASE_ERRORS as e:
+            log.warning("a claim could not be renewed; trying again", claim=what, error=str(e) or type(e).__name__)
 
 
 async def _take(sessions: Sessions, name: str, holder: str) -> None:
@@ -75,15 +94,8 @@ async def _take(sessions: Sessions, name: str, holder: str) -> None:
 
 
 async def _renew(sessions: Sessions, name: str, holder: str) -> None:
-    while True:
-        await asyncio.sleep(RENEW_SECONDS)
-        expires = func.now() + timedelta(seconds=LEASE_SECONDS)
-        try:
-            async with sessions.begin() as session:
-                mine = update(Lease).where(Lease.name == name, Lease.holder == holder).values(expires_at=expires)
-                if not (await session.execute(mine.returning(Lease.name))).first():
-                    log.critical(
-                        "lease lost to another process; two owners are possible until one is stopped", lease=name
-                    )
-        except (SQLAlchemyError, OSError) as e:
-            log.warning("lease could not be renewed; trying again", lease=name, error=str(e))
+    expires = func.now() + timedelta(seconds=LEASE_SECONDS)
+    async with sessions.begin() as session:
+        mine = update(Lease).where(Lease.name == name, Lease.holder == holder).values(expires_at=expires)
+        if not (await session.execute(mine.returning(Lease.name))).first():
+            log.critical("lease lost to another process; two owners are possible until one is stopped", lease=name)

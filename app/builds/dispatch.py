@@ -4,14 +4,10 @@ The run is committed before the call and its name is the call's key, so a crash 
 name we know. The completion may arrive before the launch call has returned: the handle is recorded whatever the status is then.
 """
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-from datetime import timedelta
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import structlog
-from sqlalchemy import func, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from app import breaker, faults, logs, sql, store, tracing
 from app.builds import slots, targets
@@ -20,6 +16,7 @@ from app.builds.launched import again, give_up, record
 from app.context import Context
 from app.db import transaction
 from app.ids import new_id, remote_name
+from app.leases import renewed
 from app.lifecycle import BuildStatus, Reason, RunStatus
 from app.models import Build, Run
 from app.platforms.base import (
@@ -156,27 +153,16 @@ _CUT_SHORT = """
 """
 
 
-@contextlib.asynccontextmanager
-async def claimed(context: Context, run: Run, *, every: float = RENEW_SECONDS) -> AsyncIterator[None]:
+_RENEW = """
+    update build set next_check_at = greatest(next_check_at, clock_timestamp() + make_interval(secs => $3))
+    where id = $1 and attempt = $2 and status = 'dispatching'
+"""
+
+
+def claimed(context: Context, run: Run, *, every: float = RENEW_SECONDS) -> AbstractAsyncContextManager[None]:
     """Keep a launch ours while the block runs, so that nobody else takes it for one that was cut short."""
-    renewer = asyncio.create_task(_renew(context, run, every), name=f"launch {run.id}")
-    try:
-        yield
-    finally:
-        renewer.cancel()
-        await asyncio.gather(renewer, return_exceptions=True)
-
-
-async def _renew(context: Context, run: Run, every: float) -> None:
-    while True:
-        await asyncio.sleep(every)
-        mine = (Build.id == run.build_id, Build.status == BuildStatus.DISPATCHING, Build.attempt == run.attempt)
-        try:
-            async with context.sessions.begin() as session:
-                until = func.greatest(Build.next_check_at, func.now() + timedelta(seconds=CLAIM_SECONDS))
-                await session.execute(update(Build).where(*mine).values(next_check_at=until))
-        except (SQLAlchemyError, OSError) as e:
-            log.warning("launch could not be renewed; trying again", error=str(e))
+    renew = partial(context.pool.execute, _RENEW, run.build_id, run.attempt, float(CLAIM_SECONDS))
+    return renewed(f"launch {run.id}", renew, every=every)
 
 
 async def _launch(context: Context, build: Build, launch: Launch) -> None:

@@ -1,16 +1,15 @@
 """Taking a release up: its row and what hangs on it, in the order all lock in, and what it brings given what is live now."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import structlog
 
 from app import breaker, logs, sql, store
 from app.context import Context
-from app.db import DATABASE_ERRORS
+from app.leases import renewed
 from app.lifecycle import Reason, ReleaseStatus, is_terminal
 from app.models import Artifact, Build, Release, Service
 from app.platforms.base import Launched
@@ -105,24 +104,10 @@ _RENEW = """
 """
 
 
-@contextlib.asynccontextmanager
-async def kept(context: Context, release: Release, *, every: float = RENEW_SECONDS) -> AsyncIterator[None]:
+def kept(context: Context, release: Release, *, every: float = RENEW_SECONDS) -> AbstractAsyncContextManager[None]:
     """Keep a claim ours while the block runs, which takes minutes on some platforms: a second one would ask it all again."""
-    renewer = asyncio.create_task(_renew(context, release, every), name=f"promote {release.id}")
-    try:
-        yield
-    finally:
-        renewer.cancel()
-        await asyncio.gather(renewer, return_exceptions=True)
-
-
-async def _renew(context: Context, release: Release, every: float) -> None:
-    while True:
-        await asyncio.sleep(every)
-        try:
-            await context.pool.execute(_RENEW, release.id, float(DEPLOYING_CHECK_SECONDS))
-        except DATABASE_ERRORS as e:
-            log.warning("claim could not be renewed; trying again", error=str(e) or type(e).__name__)
+    renew = partial(context.pool.execute, _RENEW, release.id, float(DEPLOYING_CHECK_SECONDS))
+    return renewed(f"promote {release.id}", renew, every=every)
 
 
 _RELEASE = f"""
