@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from app import db
 from app.ids import is_id, new_id, parse_remote_name, remote_name
@@ -146,6 +147,18 @@ def test_an_outside_database_wants_keys(tmp_path: Path) -> None:
     settings = test_settings("postgresql://x/y", tmp_path, secret_keys=None)
     with pytest.raises(KeysError, match="slipway secret-keys"):
         load_keyring(settings)
+
+
+async def test_a_statement_s_error_does_not_tell_its_values(database_url: str) -> None:
+    engine = db.create_engine(database_url)
+    try:
+        async with engine.connect() as connection:
+            with pytest.raises(DBAPIError) as raised:
+                await connection.execute(text("select 1 / (length(:value) - 12)"), {"value": "hunter2-word"})
+        assert "division" in str(raised.value)
+        assert "hunter2" not in str(raised.value)
+    finally:
+        await engine.dispose()
 
 
 async def test_processes_with_unlike_keys_don_t_start(database_url: str, tmp_path: Path) -> None:
