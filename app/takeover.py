@@ -4,7 +4,9 @@ The jobs of a host-bound platform run in one process alone, and an embedded data
 there while nobody works yet is what a dead process left. Without this it would be found too, but only time-out by time-out.
 """
 
-from sqlalchemy import func, update
+from datetime import timedelta
+
+from sqlalchemy import case, func, update
 
 from app import queue
 from app.context import Context
@@ -14,6 +16,8 @@ from app.models import Build, Release, Service
 LAUNCHING = (BuildStatus.DISPATCHING,)
 DEPLOYING = (ReleaseStatus.PENDING, ReleaseStatus.DEPLOYING)
 MOVING = (ServiceStatus.WAKING, ServiceStatus.SLEEPING, ServiceStatus.DELETING)
+OVER = timedelta(hours=1)
+"""Longer than a try to remove something takes: what began before is no longer at work."""
 
 
 def owned(context: Context) -> list[str]:
@@ -39,3 +43,6 @@ async def take_over(context: Context) -> None:
             update(Release).where(Release.status.in_(DEPLOYING), Release.platform.in_(names)),
         ):
             await session.execute(statement.values(next_check_at=func.now()))
+        leaving = Release.leaving_at.is_not(None) & Release.retired_at.is_(None) & Release.platform.in_(names)
+        again = case((Release.next_check_at.is_not(None), func.now()))
+        await session.execute(update(Release).where(leaving).values(leaving_at=func.now() - OVER, next_check_at=again))

@@ -12,6 +12,7 @@ from pgqueuer.types import QueueEntrypoint, QueueManagerId
 
 from app.models import Build
 from app.queue import queries
+from app.services.leave import CALL_SECONDS
 from app.takeover import owned, take_over
 from tests.support.platform import NAME, TRAITS
 from tests.support.world import World, world
@@ -68,6 +69,16 @@ async def test_a_step_that_was_cut_short_is_due_at_once(
 ) -> None:
     async with world(database_url, tmp_path, traits=BOUND) as it:
         assert await due_after(it, table, status)
+
+
+async def test_a_removal_that_was_cut_short_is_tried_again_at_once(database_url: str, tmp_path: Path) -> None:
+    async with world(database_url, tmp_path, traits=BOUND) as it:
+        await it.deployed("one")
+        await it.sql("update release set leaving_at = now(), next_check_at = now() + interval '1 hour'")
+        await take_over(it.context)
+        (left,) = await it.sql("select next_check_at <= now() as due, now() - leaving_at as ago from release")
+        assert left.due
+        assert left.ago > timedelta(seconds=CALL_SECONDS)  # nobody waits for the dead one's try
 
 
 @pytest.mark.parametrize(("table", "status"), AT_REST)
