@@ -167,10 +167,13 @@ def seed() -> None:
     """Compile Go's standard library once, so that the first build need not."""
     from app.platforms import local  # noqa: PLC0415 - only this command needs it alone
 
+    async def told(words: str) -> None:
+        say(words)
+
     async def main() -> None:
         settings = read_settings()
         async with local.create(settings, *local_keys(load_keyring(settings))) as platform:
-            await platform.seed(say)
+            await platform.seed(told)
         say("the seed is ready")
 
     run(main())

@@ -2,10 +2,12 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 
-from app import breaker, tracing
+from app import breaker, store, tracing
 from app.builds import targets
 from app.context import Context
+from app.db import transaction
 from app.lifecycle import Reason
 from app.models import Build, Run
 from app.platforms.base import (
@@ -88,4 +90,11 @@ def _spec(context: Context, builders: Builders, build: Build, run: Run, region: 
             "SLIPWAY_RUN_DEADLINE": str(int(run.deadline_at.timestamp())),
             **({"TRACEPARENT": build.traceparent} if build.traceparent else {}),
         },
+        progress=partial(_tell, context, run),
     )
+
+
+async def _tell(context: Context, run: Run, words: str) -> None:
+    """Tell whoever follows the build why its builder takes so long to start."""
+    async with transaction(context.pool) as session:
+        store.record(session, run, "run.preparing", {"message": words})

@@ -86,6 +86,8 @@ def _follow(api: "Api", screen: Screen, build_id: str) -> None:
                 stage.to(text)
                 if not screen.err.is_terminal:
                     screen.note(text)
+            elif data["kind"] == "run.preparing":
+                screen.note(str(data["data"]["message"]))
             elif data["kind"] in {"run.lost", "run.failed", "release.failed"} and data["data"].get("message"):
                 screen.note(str(data["data"]["message"]), "yellow")
 

@@ -14,7 +14,7 @@ Rules that hold for every verb:
 # Over 250 lines: the whole contract of a platform, to be read from top to bottom.
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -165,6 +165,10 @@ class Ref:
     region: str | None = None
 
 
+Progress = Callable[[str], Awaitable[None]]
+"""Takes words for whoever waits, on what takes so long."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuilderSpec:
     """One builder to launch. ``env`` holds its orders and its run token: nothing else secret goes in."""
@@ -177,6 +181,8 @@ class BuilderSpec:
     deadline: datetime
     regions: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    progress: Progress | None = field(default=None, repr=False, compare=False)
+    """For a launch that makes something first, once for all that follow."""
 
 
 @dataclass(frozen=True, kw_only=True)

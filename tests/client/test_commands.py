@@ -107,6 +107,7 @@ async def test_a_failure_says_where_it_is_whose_move_it_is_and_what_to_do(
     here: World, shell: Shell, tmp_path: Path
 ) -> None:
     folder = plant(tmp_path / "broken", FILES)
+    here.yard.preparing = "Compiling what all builds need, once."
     deploy = asyncio.create_task(shell("deploy", folder, "--platform", NAME, code=Code.CALLER))
     builder = await builder_of(here, 1)
     found = [{"file": "main.go", "line": 6, "column": 14, "message": "undefined: y"}]
@@ -114,6 +115,7 @@ async def test_a_failure_says_where_it_is_whose_move_it_is_and_what_to_do(
     done = await beside(here, deploy)
     build = await here.one(Build)
     assert done.stdout == ""
+    assert "Compiling what all builds need, once.\n" in done.stderr
     assert f"{folder}/main.go:6:14: undefined: y\n" in done.stderr
     assert f"{build.id} failed: compile_error" in done.stderr
     assert "The next move is yours." in done.stderr

@@ -44,6 +44,18 @@ async def test_a_launch_that_goes_on_elsewhere_is_left_alone(here: World) -> Non
     assert (run.status, run.launch_tries, here.yard.count("launch")) == ("launching", 1, 1)
 
 
+async def test_what_a_launch_makes_first_is_told_while_it_does(here: World) -> None:
+    here.yard.preparing = "Compiling what all builds need, once."
+    build = await here.submit()
+    gate = here.yard.gate("launch")
+    async with here.working():
+        await gate.reached()
+        events = (await here.http.get(f"/v1/builds/{build.id}/events")).json()["items"]
+        gate.go.set()
+    assert [(e["kind"], e["data"]) for e in events][-1] == ("run.preparing", {"message": here.yard.preparing})
+    assert events[-1]["run_id"] == (await here.run_of(build)).id
+
+
 async def test_a_slow_launch_renews_its_claim(here: World) -> None:
     build = await here.submit()
     gate = here.yard.gate("launch")

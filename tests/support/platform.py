@@ -107,6 +107,8 @@ class Yard:
     """Whether a service is what its listing has; else a release."""
     age: timedelta = timedelta(0)
     """How much older things look in listings than they are."""
+    preparing: str | None = None
+    """What a launch says that it makes first."""
     toolchain: str | None = None
     """What builders say that they build with."""
     dated: bool = True
@@ -176,6 +178,8 @@ class YardBuilders:
         return _fit(size)
 
     async def launch(self, spec: BuilderSpec) -> Launched:
+        if self.yard.preparing and spec.progress:
+            await spec.progress(self.yard.preparing)
         async with self.yard.doing("launch", spec.name):
             machine = self.yard.machines.get(spec.name)
             if machine is None:

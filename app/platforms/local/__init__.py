@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from app.platforms.base import Platform, ServiceRef, Traits
+from app.platforms.base import Platform, Progress, ServiceRef, Traits
 from app.platforms.local import toolchain
 from app.platforms.local.builders import PROGRAM, LocalBuilders
 from app.platforms.local.limits import Watch, machine
 from app.platforms.local.process import Process
 from app.platforms.local.processes import Processes
 from app.platforms.local.rootfs import Images
-from app.platforms.local.seed import Progress, Seed
+from app.platforms.local.seed import Seed
 from app.platforms.local.services import START_SECONDS, STOP_GRACE, LocalServices
 from app.platforms.local.spawner import Spawner
 from app.platforms.local.state import NAME, Folder, Seal
@@ -58,7 +58,6 @@ class LocalPlatform:
         settings: Settings,
         seal: Seal,
         *,
-        progress: Progress | None,
         program: Sequence[str],
         fault: Callable[[str], None],
         start_seconds: float,
@@ -76,7 +75,6 @@ class LocalPlatform:
             spawner=self.spawner,
             processes=self.processes,
             cache=self.cache,
-            progress=progress,
             program=program,
         )
         self.services = LocalServices(
@@ -179,7 +177,6 @@ class LocalPlatform:
 def create(
     settings: Settings,
     *keys: bytes,
-    progress: Progress | None = None,
     program: Sequence[str] = PROGRAM,
     fault: Callable[[str], None] = lambda _: None,
     start_seconds: float = START_SECONDS,
@@ -194,7 +191,6 @@ def create(
     return LocalPlatform(
         settings,
         Seal(*keys),
-        progress=progress,
         program=program,
         fault=fault,
         start_seconds=start_seconds,

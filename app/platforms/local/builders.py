@@ -33,7 +33,6 @@ class LocalBuilders:
         spawner: Spawner,
         processes: Processes,
         cache: seed.Seed,
-        progress: seed.Progress | None,
         program: Sequence[str] = PROGRAM,
     ) -> None:
         self._runs = runs
@@ -41,7 +40,6 @@ class LocalBuilders:
         self._spawner = spawner
         self._processes = processes
         self._cache = cache
-        self._progress = progress
         self._program = tuple(program)
         self._locks = Locks()
         self.overlay = True
@@ -67,7 +65,7 @@ class LocalBuilders:
         self._tools.need_go("launch")
         async with self._locks.of(spec.name):
             if self._get(spec.name) is None:
-                cache = await self._cache.ready(self._progress)
+                cache = await self._cache.ready(spec.progress)
                 command = await asyncio.to_thread(self._command, spec, size, cache)
                 await self._processes.start(command)
         return Launched(handle=spec.name, region=None, effective=size)

@@ -17,17 +17,15 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
-from app.platforms.base import Misconfigured
+from app.platforms.base import Misconfigured, Progress
 from app.platforms.local import sandbox
 from app.platforms.local.sandbox import Mount
 from app.platforms.local.spawner import Spawner
 from app.platforms.local.state import remove_tree
 from app.platforms.local.toolchain import Toolchain
 
-Progress = Callable[[str], None]
 AHEAD = 4102444800
 """2100-01-01, in Unix seconds."""
 MAKE_SECONDS = 900.0
@@ -51,13 +49,11 @@ class Seed:
             await asyncio.to_thread(self._admit, path)
             return path
         if self._making is None or (self._making.done() and not path.is_dir()):
-            if progress:
-                progress(f"compiling the standard library of {self._tools.go_version} once, for all builds")
             self._making = asyncio.create_task(self._in_a_thread(path))
+        if progress:
+            await progress(f"Compiling the standard library of {self._tools.go_version} once, for all builds to come.")
         await asyncio.shield(self._making)
         await asyncio.to_thread(self._admit, path)
-        if progress:
-            progress("the standard library is compiled")
         return path
 
     async def _in_a_thread(self, path: Path) -> Path:
