@@ -6,6 +6,7 @@ at work no release of the service begins there: ``leaving_at`` without ``retired
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import db, faults, sql, store
 from app.context import Context
+from app.leases import renewed
 from app.lifecycle import ReleaseStatus
 from app.models import Release, Service
 from app.platforms.base import PlatformError
@@ -24,6 +26,9 @@ from app.sql import Session, after
 log = structlog.get_logger()
 
 CALL_SECONDS = 80
+CLAIM_SECONDS = 20
+"""So long without a renewal, a removal was cut short: the next one may begin."""
+RENEW_SECONDS = 5.0
 AGAIN_SECONDS = 15
 _COMING = frozenset({ReleaseStatus.PENDING, ReleaseStatus.DEPLOYING})
 _ARRIVED = """
@@ -59,7 +64,7 @@ async def is_kept(session: AsyncSession, release: Release) -> bool:
     return bool((await session.execute(statement)).scalar_one())
 
 
-async def leave(context: Context, release: Release) -> None:
+async def leave(context: Context, release: Release, *, renew_seconds: float = RENEW_SECONDS) -> None:
     """Remove the service from the release's platform. Safe to repeat; reconcile repeats it."""
     platform = context.platform(release.platform)
     if platform is None or platform.services is None:
@@ -70,13 +75,16 @@ async def leave(context: Context, release: Release) -> None:
         return
     faults.at("leave.begun")
     try:
-        async with asyncio.timeout(CALL_SECONDS):
+        async with (
+            asyncio.timeout(CALL_SECONDS),
+            renewed(f"leave {last.id}", partial(_renew, context, last), every=renew_seconds),
+        ):
             await platform.services.delete(ref_of(context, last))
     except (PlatformError, TimeoutError) as e:
         log.warning("leaving will be tried again", release_id=last.id, error=str(e) or type(e).__name__)
         async with context.sessions.begin() as session:
             # Over as a try, but begun: no release of the service begins there meanwhile.
-            await _note(session, last, begun=timedelta(seconds=CALL_SECONDS), again=timedelta(seconds=AGAIN_SECONDS))
+            await _note(session, last, begun=timedelta(seconds=CLAIM_SECONDS), again=timedelta(seconds=AGAIN_SECONDS))
         return
     faults.at("leave.deleted")
     async with context.sessions.begin() as session:
@@ -105,10 +113,15 @@ async def _begin(session: AsyncSession, release: Release) -> Release | None:
         return None
     if service.deleted_at is None and await is_kept(session, release):
         return None
-    if begun is not None and await db.now(session) < begun + timedelta(seconds=CALL_SECONDS):
+    if begun is not None and await db.now(session) < begun + timedelta(seconds=CLAIM_SECONDS):
         return None  # somebody is at it, who could still be when the service is back
-    await _note(session, left[-1], begun=timedelta(0), again=timedelta(seconds=CALL_SECONDS + AGAIN_SECONDS))
+    await _note(session, left[-1], begun=timedelta(0), again=timedelta(seconds=CLAIM_SECONDS))
     return left[-1]
+
+
+async def _renew(context: Context, last: Release) -> None:
+    async with context.sessions.begin() as session:
+        await _note(session, last, begun=timedelta(0), again=timedelta(seconds=CLAIM_SECONDS))
 
 
 async def _note(session: AsyncSession, last: Release, *, begun: timedelta, again: timedelta) -> None:

@@ -369,6 +369,32 @@ async def test_two_who_remove_a_service_at_once_are_one(here: World, barn: Yard)
     assert {r.platform for r in await here.rows(Release) if r.retired_at is None} == {BARN}
 
 
+async def test_a_removal_is_its_beginner_s_while_it_lasts_and_anybody_s_once_cut_short(here: World, barn: Yard) -> None:
+    _, _, old = await here.deployed("echo")
+    await moved(here)
+    await here.hurry()
+    await here.ago(old, "keep_until")
+    gate = here.yard.gate("delete")
+    leaving = asyncio.create_task(leave.leave(here.context, old, renew_seconds=0.01))
+    await gate.reached()
+    await here.ago(old, "leaving_at", leave.CLAIM_SECONDS)
+
+    async def renewed() -> bool:
+        return bool((await here.sql("select bool_or(leaving_at > now() - interval '5 s') as ok from release"))[0].ok)
+
+    await eventually(renewed)
+    await leave.leave(here.context, old)
+    assert here.yard.count("delete") == 1
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await leave.leave(here.context, old)
+    assert here.yard.count("delete") == 1, "it may be at work yet"
+    await here.ago(old, "leaving_at", leave.CLAIM_SECONDS)
+    await leave.leave(here.context, old)
+    assert here.yard.count("delete") == 2
+    assert (await here.one(Release, id=old.id)).retired_at is not None
+
+
 async def test_a_migration_cut_short_goes_on_where_it_was(here: World, barn: Yard) -> None:
     await here.deployed("echo")
     answer = await move(here)
