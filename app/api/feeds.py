@@ -106,7 +106,8 @@ async def look(session: AsyncSession, feed: Feed, after: Position, limit: int) -
         return Found(found, edge, more=True)
     upto = max(now, after, *last)
     if status is None or not is_terminal(status):
-        return Found(found, upto, more=False)
+        # It may have ended since its status was read; who saw its last event is told of no other.
+        return Found(found, upto, more=False, ending=feed.ends and any(e.kind in LAST for e in found))
     end = None if hidden else BuildEnd(build_id=str(feed.build_id), status=status)
     return Found(found, upto, more=False, ended=end, ending=True)
 

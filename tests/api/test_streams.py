@@ -2,13 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psutil
 import pytest
 from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import events
 from app.api import feeds, sse
@@ -428,3 +429,36 @@ async def test_a_process_has_so_many_streams_and_no_more(here: World, open_: Ser
         answer = await open_.http.get("/v1/events", headers={"Accept": "text/event-stream"})
         problem(answer, 503, "too_many_streams")
         assert (await open_.http.get("/v1/events")).status_code == 200
+
+
+class Between(AsyncSession):
+    """A session in which something happens after its first statement."""
+
+    act: Callable[[], Awaitable[None]] | None = None
+    statements = 0
+
+    async def execute(self, *statement: Any, **options: Any) -> Any:
+        self.statements += 1
+        if self.act and self.statements == 2:
+            await self.act()
+        return await super().execute(*statement, **options)
+
+
+async def test_a_build_that_ends_while_it_is_looked_at_is_ending(here: World) -> None:
+    """Its status was read before its end, its last event after: nothing would ever tell of the end again."""
+    build = await here.submit()
+
+    async def last() -> bool:
+        items = (await here.http.get(f"/v1/builds/{build.id}/events")).json()["items"]
+        return bool(items[-1]["kind"] == "build.canceled")
+
+    async def cancel() -> None:
+        assert (await here.http.post(f"/v1/builds/{build.id}/cancel")).is_success
+        await eventually(last)  # other tests' transactions may hold it back
+
+    feed = feeds.Feed(build.project_id, build_id=build.id, ends=True)
+    async with Between(here.context.engine) as session:
+        session.act = cancel
+        found = await feeds.look(session, feed, events.START, 100)
+    assert [e.kind for e in found.events][-1] == "build.canceled"
+    assert (found.ended, found.ending) == (None, True)
