@@ -182,12 +182,12 @@ class Hub:
                     self.head = now
                 # After the horizon: who comes while it is asked reads up to there by itself.
                 about = or_(self._about(Event.project_id, "project"), self._about(Event.build_id, "build"))
-                found = await events.read(session, self.head, PAGE, about) if now > self.head else []
+                seen = await events.read(session, self.head, PAGE, about) if now > self.head else []
+                # What is newer than the horizon is for the next look: who came meanwhile was not asked for in this one.
+                found = [e for e in seen if events.position(e) < now]
                 more = len(found) == PAGE
                 self._tell(found)
-                # What was read may be newer than the horizon, and lies before it where more is to be read.
-                last = [events.position(e) for e in found[-1:]]
-                self.head = last[0] if more else max(now, self.head, *last)
+                self.head = events.position(found[-1]) if more else max(now, self.head)
                 self.turn += 1
             if builds := [t.id for t in self._topics if t.kind == "log"]:
                 runs = select(Run.build_id, Run.attempt, Run.log_next).where(_is_any(Run.build_id, builds))

@@ -3,17 +3,20 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 from sqlalchemy import select, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app import events
 from app.api import feeds, sse
+from app.api.follower import Topic
 from app.api.hub import Hub
+from app.db import Sessions
 from app.models import ApiKey, Event, Project
 from app.outbox import add_event
 from tests.support.metrics import scrape
@@ -462,3 +465,31 @@ async def test_a_build_that_ends_while_it_is_looked_at_is_ending(here: World) ->
         found = await feeds.look(session, feed, events.START, 100)
     assert [e.kind for e in found.events][-1] == "build.canceled"
     assert (found.ended, found.ending) == (None, True)
+
+
+async def test_what_is_newer_than_a_look_is_for_the_next(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes while it reads is not asked for by it, and is not to be told that it was."""
+    one, other = await here.submit(), await here.submit()
+    sessions = async_sessionmaker(here.context.engine, class_=Between)
+    hub = Hub(replace(here.context, sessions=cast("Sessions", sessions)))
+    hub._working = True  # each look is made here
+    await hub._look()
+    started = hub.head
+
+    await here.submit()  # something to look at
+
+    async def ended() -> bool:
+        found = [(await here.http.get(f"/v1/builds/{b.id}/events")).json()["items"][-1] for b in (other, one)]
+        return [e["kind"] for e in found] == ["build.canceled"] * 2
+
+    async def end_both() -> None:
+        for build in (other, one):
+            assert (await here.http.post(f"/v1/builds/{build.id}/cancel")).is_success
+        await eventually(ended)  # other tests' transactions may hold it back
+
+    with hub.follow("key_x", Topic("build", one.id)):
+        monkeypatch.setattr(Between, "act", staticmethod(end_both))
+        await hub._look()
+        assert hub.head > started
+        settled = (await here.http.get(f"/v1/builds/{other.id}/events")).json()["items"][-1]["id"]
+        assert hub.head < events.parse(settled)
